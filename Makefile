@@ -1,0 +1,49 @@
+# Everything a newcomer or CI needs; each target installs what it uses into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, found " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.base
+
+# mypy needs the import names as folders; the rooms lie at the top of the repository.
+ROOMS := kernels runtime evaluation builder cli engines calib_data
+.types:
+	mkdir -p .types/centernet_trt
+	ln -sfn $(CURDIR)/package/*.py $(CURDIR)/package/py.typed .types/centernet_trt/
+	for room in $(ROOMS); do ln -sfn $(CURDIR)/$$room .types/centernet_trt/$$room; done
+
+.PHONY: install
+install: $(VENV)/.base ## make .venv and install the product
+
+.PHONY: lint
+lint: $(VENV)/.dev .types ## ruff and mypy (strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p centernet_trt
+
+.PHONY: test
+test: lint ## lint, then every test but the slow ones (what CI runs)
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not gpu' tests
+
+.PHONY: test-all
+test-all: lint ## every test
+	$(BIN)/python -m pytest -n $(JOBS) tests
+
+.PHONY: clean
+clean: ## remove what the targets made (not the cache of downloaded models)
+	rm -rf $(VENV) .types build dist demo *.egg-info

@@ -1,0 +1,1 @@
+"""Compiles a CenterNet ONNX graph into an engine bundle."""

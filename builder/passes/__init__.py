@@ -1,0 +1,1 @@
+"""Graph passes: each is a function from ONNX model to ONNX model."""

@@ -1,0 +1,1 @@
+"""A small licence-clean calibration set and its manifest."""

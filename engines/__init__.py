@@ -1,0 +1,1 @@
+"""Recipes (TOML), one for each known model."""

@@ -1,0 +1,1 @@
+"""COCO mAP, agreement between engines, latency benchmarks and reports."""

@@ -1,0 +1,1 @@
+"""CUDA C++ sources, their compiler and their launch signatures."""

@@ -1,0 +1,1 @@
+"""Runs a bundle: pre-processing, network, decode, detections."""
