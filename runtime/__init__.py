@@ -1,1 +1,21 @@
-"""Runs a bundle: pre-processing, network, decode, detections."""
+"""Runs a bundle: pre-processing, network, decode, detections.
+
+Importing this loads neither TensorRT nor ONNX Runtime; they are imported where they are used.
+"""
+
+from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.detector import BatchError, Detector
+from centernet_trt.runtime.presets import PRESET_NAMES, preset, read_spec
+from centernet_trt.runtime.spec import ModelSpec
+
+__all__ = [
+    "PRESET_NAMES",
+    "BatchError",
+    "Detections",
+    "Detector",
+    "EngineBundle",
+    "ModelSpec",
+    "preset",
+    "read_spec",
+]

@@ -1,0 +1,123 @@
+"""Where a source image lies in the network input, for every resize policy.
+
+One `Placement` describes it for the host and for the CUDA kernels alike.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.runtime.spec import InputSpec, KeepRes, Letterbox, Stretch
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The map from source-image coordinates to network-input coordinates: net = scale * source + shift.
+
+    Boxes use it as it stands. Pixels are sampled at source = (net + h - shift) / scale - h, where h is 0.5 with
+    `half_pixel` (cv2.resize) and 0 without (cv2.warpAffine).
+
+    The image covers the network pixels [left, right) x [top, bottom); the rest holds `pad_value`. Inside,
+    a sample beyond the image's edge repeats the edge pixel when `replicate`, and is `pad_value` when not.
+
+    `source_width` and `source_height` are the image's size, `width` and `height` the network input's, in pixels.
+    """
+
+    source_width: int
+    source_height: int
+    width: int
+    height: int
+    scale_x: float
+    scale_y: float
+    shift_x: float
+    shift_y: float
+    half_pixel: bool
+    replicate: bool
+    left: int
+    top: int
+    right: int
+    bottom: int
+    pad_value: int
+
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """The 2x3 affine matrix from source to network coordinates, as cv2.warpAffine takes it."""
+        return np.array([[self.scale_x, 0.0, self.shift_x], [0.0, self.scale_y, self.shift_y]])
+
+    def to_source(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Network-input points (..., 2) as (x, y) -> source-image points, float32 (computed in float64)."""
+        scale = np.array([self.scale_x, self.scale_y])
+        shift = np.array([self.shift_x, self.shift_y])
+        return ((points.astype(np.float64) - shift) / scale).astype(np.float32)
+
+
+def place(spec: InputSpec, source_width: int, source_height: int) -> Placement:
+    """Lay an image of this size, in pixels, into the network input, by the spec's size rule and resize policy.
+
+    Source of `fix_res` and `keep_res`: the official `BaseDetector.pre_process` and `get_affine_transform`.
+    """
+    width, height = spec.size.network_size(source_width, source_height)
+    policy = spec.resize
+    if isinstance(policy, Letterbox):
+        return _letterbox(policy, source_width, source_height, width, height)
+    if isinstance(policy, Stretch):
+        return _resized(source_width, source_height, width, height, (0, 0, width, height), 0)
+    if isinstance(policy, KeepRes):
+        # Official centre (w // 2, h // 2) and s = network size: a translation by whole pixels.
+        scale = 1.0
+        shift_x, shift_y = float(width // 2 - source_width // 2), float(height // 2 - source_height // 2)
+    else:
+        scale = width / max(source_width, source_height)
+        shift_x = width / 2 - scale * (source_width / 2)
+        shift_y = height / 2 - scale * (source_height / 2)
+    return Placement(
+        source_width=source_width,
+        source_height=source_height,
+        width=width,
+        height=height,
+        scale_x=scale,
+        scale_y=scale,
+        shift_x=shift_x,
+        shift_y=shift_y,
+        half_pixel=False,
+        replicate=False,
+        left=0,
+        top=0,
+        right=width,
+        bottom=height,
+        pad_value=0,
+    )
+
+
+def _letterbox(policy: Letterbox, w: int, h: int, width: int, height: int) -> Placement:
+    scale = min(width / w, height / h)
+    if not policy.upscale:
+        scale = min(scale, 1.0)
+    # Python's round is half-to-even, as cv2.resize's own rounding of fx * w. A sliver keeps one pixel.
+    inner_w = min(max(round(w * scale), 1), width)
+    inner_h = min(max(round(h * scale), 1), height)
+    left, top = (0, 0) if policy.align == "top_left" else ((width - inner_w) // 2, (height - inner_h) // 2)
+    return _resized(w, h, width, height, (left, top, left + inner_w, top + inner_h), policy.pad_value)
+
+
+def _resized(
+    w: int, h: int, width: int, height: int, content: tuple[int, int, int, int], pad_value: int
+) -> Placement:
+    left, top, right, bottom = content
+    return Placement(
+        source_width=w,
+        source_height=h,
+        width=width,
+        height=height,
+        scale_x=(right - left) / w,
+        scale_y=(bottom - top) / h,
+        shift_x=float(left),
+        shift_y=float(top),
+        half_pixel=True,
+        replicate=True,
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        pad_value=pad_value,
+    )

@@ -1,0 +1,133 @@
+"""The manifest of an engine bundle: what was built, from what, how, and how good it is (`schema` 1)."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from centernet_trt.runtime.spec import ModelSpec
+
+SCHEMA = 1
+Precision = Literal["fp32", "fp16", "int8"]
+TensorType = Literal["float32", "float16"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ManifestModel(BaseModel):
+    """Base of the manifest's parts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(ManifestModel):
+    """A file by name (inside the bundle, or where it was read), size in bytes and SHA-256."""
+
+    file: str
+    bytes: int
+    sha256: Sha256
+
+
+class ShapeRange(ManifestModel):
+    """The values that one dimension may take: smallest, the one to tune for, largest."""
+
+    min: int = Field(gt=0)
+    opt: int = Field(gt=0)
+    max: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"min <= opt <= max was expected, found {self}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}" if self.min != self.max else str(self.min)
+
+    def __contains__(self, value: int) -> bool:
+        return self.min <= value <= self.max
+
+
+class ProfileRecord(ManifestModel):
+    """The input shapes that the engines were built for, in images and pixels."""
+
+    batch: ShapeRange
+    height: ShapeRange
+    width: ShapeRange
+
+
+class TensorRecord(ManifestModel):
+    """A graph input or output: its name, element type and number of channels."""
+
+    name: str
+    dtype: TensorType
+    channels: int
+
+
+class PlanRecord(FileRecord):
+    """A TensorRT plan: which TensorRT wrote it, for which GPUs, and whether fp32 may run as TF32."""
+
+    flavour: Literal["rtx", "tensorrt"]
+    version: str
+    target: str
+    tf32: bool
+    seconds: float
+
+
+class PassRecord(ManifestModel):
+    """A graph pass: its name, its time in seconds, and the number of nodes after it."""
+
+    name: str
+    seconds: float
+    nodes: int
+
+
+class HeadComparison(ManifestModel):
+    """How a head of `model.onnx` differs from the source graph, both run in ONNX Runtime on `input`.
+
+    `max_abs`: largest absolute difference; `max_rel`: the same over the source's largest magnitude.
+    `mode` `faithful`: every operation rounds to its own type.
+    """
+
+    max_abs: float
+    max_rel: float
+    mode: Literal["fast", "faithful"]
+    input: str
+
+
+class AccuracyRecord(ManifestModel):
+    """An accuracy figure, with the images it was measured on and how the network was run."""
+
+    metric: str
+    value: float
+    images: str
+    image_count: int
+    executor: str
+
+
+class Manifest(ManifestModel):
+    """Everything that a bundle's reader must know before it opens another file of the bundle."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    name: str
+    product: str
+    created: str
+    command: str
+    precision: Precision
+    spec: ModelSpec
+    profile: ProfileRecord
+    input: TensorRecord
+    heads: tuple[TensorRecord, ...]
+    source: FileRecord
+    model: FileRecord
+    plans: tuple[PlanRecord, ...] = ()
+    files: tuple[FileRecord, ...] = ()
+    passes: tuple[PassRecord, ...] = ()
+    kept_fp32: dict[str, str] = {}
+    comparison: dict[str, HeadComparison] = {}
+    accuracy: tuple[AccuracyRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"

@@ -1,0 +1,102 @@
+"""The network in ONNX Runtime on the host: the fallback without a GPU, and the reference of the engines."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import BackendError
+from centernet_trt.runtime.executor import Shape, head_shapes
+from centernet_trt.runtime.manifest import Manifest
+
+Mode = Literal["fast", "faithful"]
+
+
+class OnnxRuntimeExecutor:
+    """Runs `model.onnx` of a bundle on the CPU; `run` may be called from many threads at once.
+
+    `fast` lets ONNX Runtime optimise, which runs an fp16 graph in fp32. `faithful` switches that off, so that every
+    operation rounds to its own type, as the engine does: slower, and the figure to quote for fp16 and int8 accuracy.
+    """
+
+    def __init__(
+        self, model: Path, manifest: Manifest, mode: Mode = "fast", threads: int | None = None
+    ) -> None:
+        """Load the graph.
+
+        Args:
+            model: the typed graph of the bundle.
+            manifest: of the same bundle.
+            mode: `fast` or `faithful`.
+            threads: of one `run`; None for ONNX Runtime's own choice.
+
+        Raises:
+            BackendError: ONNX Runtime is missing or refuses the graph.
+        """
+        self._manifest = manifest
+        self._mode = mode
+        self._session = open_session(model, mode, threads)
+
+    @property
+    def note(self) -> str:
+        """Says that TensorRT was not run."""
+        plan = "the plan was built, not run" if self._manifest.plans else "no plan was built"
+        return f"network ran in ONNX Runtime ({self._mode} mode); {plan}"
+
+    def output_shapes(self, batch: int, height: int, width: int) -> dict[str, Shape]:
+        """Shapes (N, C, H, W) of the heads for an input of `batch` images of height x width pixels."""
+        return head_shapes(self._manifest, batch, height, width)
+
+    def run(
+        self,
+        inputs: Mapping[str, npt.NDArray[np.floating]],
+        outputs: Mapping[str, npt.NDArray[np.floating]],
+        stream: Any = None,
+    ) -> None:
+        """Compute the outputs, in place, from the inputs; both C-contiguous arrays of the manifest's types.
+
+        Raises:
+            BackendError: ONNX Runtime failed; its own words are in the message.
+        """
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise BackendError(f"ONNX Runtime failed: {error}") from error
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+
+def open_session(model: Path | bytes, mode: Mode = "fast", threads: int | None = None) -> Any:
+    """An onnxruntime.InferenceSession on the CPU.
+
+    Raises:
+        BackendError: ONNX Runtime is missing or refuses the graph.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            f"onnxruntime cannot be imported: {error}", "pip install 'onnxruntime>=1.31'"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = (
+        3  # its warnings speak of initialisers and device discovery, nothing a user can use
+    )
+    if mode == "faithful":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime refuses the graph: {error}") from error

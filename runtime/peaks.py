@@ -1,0 +1,162 @@
+"""Exact top-K peaks of a class heatmap: the first half of the decode contract, and the oracle of the CUDA kernel.
+
+A cell is a peak when it is no NaN and none of its neighbours in the 3x3 window is larger (NaN neighbours are
+ignored, cells outside the map do not exist). Peaks are ordered by stored value, largest first, then by flat
+(class, y, x) index, smallest first; -0.0 equals +0.0. Everything works on the stored values: the sigmoid is
+monotone, and distinct logits may share the score 1.0.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Activation = Literal["logits", "probability"]
+Plateau = Literal["all", "first"]
+FloatArray = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The K best peaks of one image, in order.
+
+    `index`: flat (class, y, x) index, (n,) int64. `value`: the stored value there, (n,) float32.
+    """
+
+    index: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float32]
+
+
+def score_of(stored: FloatArray, activation: Activation) -> npt.NDArray[np.float32]:
+    """Scores of stored heatmap values, float32; a logit's sigmoid is computed in float64 and rounded once."""
+    if activation == "probability":
+        return stored.astype(np.float32)
+    wide = stored.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return (1.0 / (1.0 + np.exp(-wide))).astype(np.float32)
+
+
+@lru_cache(maxsize=256)
+def stored_threshold(threshold: float, activation: Activation) -> float:
+    """The smallest float32 stored value whose score is at least the threshold.
+
+    Comparing stored values with it keeps exactly the cells whose float32 score is >= float32(threshold);
+    0 keeps every cell, -inf among them.
+    """
+    wanted = np.float32(threshold)
+    if wanted <= 0:
+        return float("-inf")
+    if activation == "probability":
+        return float(wanted)
+    low, high = _ordinal(np.float32(-np.inf)), _ordinal(np.float32(np.inf))
+    while low < high:  # bisection over the float32 values in their order: at most 32 steps
+        middle = (low + high) // 2
+        if score_of(np.array([_from_ordinal(middle)]), "logits")[0] >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return float(_from_ordinal(low))
+
+
+def find_peaks(heatmap: FloatArray, k: int, threshold: float = -np.inf, plateau: Plateau = "all") -> Peaks:
+    """The `k` best peaks of one image's heatmap at or above a stored threshold.
+
+    Args:
+        heatmap: (classes, H, W) float32 or float16, stored values (logits or probabilities).
+        k: at most so many peaks.
+        threshold: in stored values, see `stored_threshold`.
+        plateau: `all` keeps every cell of a level peak; `first` only cells with no equal neighbour before them.
+    """
+    flat = np.ascontiguousarray(heatmap, dtype=np.float32).reshape(-1)
+    shape = heatmap.shape
+    floor = np.float32(threshold)
+    rank = 4 * k
+    while True:
+        level = max(_level_reached_by(flat, rank), floor)
+        candidates = np.flatnonzero(flat >= level)  # a NaN compares false
+        if len(candidates) > flat.size // 8:
+            # A level map: gathering the neighbours of most cells costs more than the maximum of all windows.
+            peaks = _all_peaks(flat.reshape(shape), floor, plateau)
+            break
+        peaks = candidates[_is_peak(flat, candidates, shape, plateau)]
+        # Every peak above the level is among the candidates: k of them settle the answer.
+        if len(peaks) >= k or level <= floor:
+            break
+        rank *= 8
+    return _best(flat, peaks, k)
+
+
+def _level_reached_by(flat: npt.NDArray[np.float32], rank: int) -> np.float32:
+    """A level that about `rank` separate cells reach: the rank-th largest of the maxima of strided groups."""
+    group = 32
+    columns = flat.size // group
+    if columns <= rank:
+        return np.float32(-np.inf)
+    maxima = np.fmax.reduce(flat[: columns * group].reshape(group, columns), axis=0)
+    maxima = maxima[~np.isnan(maxima)]
+    if len(maxima) <= rank:
+        return np.float32(-np.inf)
+    return np.float32(np.partition(maxima, len(maxima) - rank)[len(maxima) - rank])
+
+
+def _is_peak(
+    flat: npt.NDArray[np.float32], index: npt.NDArray[np.int64], shape: tuple[int, ...], plateau: Plateau
+) -> npt.NDArray[np.bool_]:
+    """Which of these cells (none of them NaN) are peaks."""
+    _, height, width = shape
+    row, x = np.divmod(index, width)
+    y = row % height
+    value = flat[index]
+    peak = np.ones(len(index), dtype=np.bool_)
+    # Clamping a step at the border leads to another cell of the same window, or to the cell itself: no mask needed.
+    steps_y = (np.where(y > 0, -width, 0), 0, np.where(y < height - 1, width, 0))
+    steps_x = (np.where(x > 0, -1, 0), 0, np.where(x < width - 1, 1, 0))
+    for step_y in steps_y:
+        for step_x in steps_x:
+            other = index + step_y + step_x
+            neighbour = flat[other]
+            peak &= ~(neighbour > value)
+            if plateau == "first":
+                peak &= ~((neighbour == value) & (other < index))
+    return peak
+
+
+def _all_peaks(maps: npt.NDArray[np.float32], floor: np.float32, plateau: Plateau) -> npt.NDArray[np.int64]:
+    """Flat indices of all peaks at or above the floor, by the maximum of every window."""
+    window = maps.copy()
+    np.fmax(window[:, :, 1:], maps[:, :, :-1], out=window[:, :, 1:])
+    np.fmax(window[:, :, :-1], maps[:, :, 1:], out=window[:, :, :-1])
+    rows = window.copy()
+    np.fmax(window[:, 1:], rows[:, :-1], out=window[:, 1:])
+    np.fmax(window[:, :-1], rows[:, 1:], out=window[:, :-1])
+    index = np.flatnonzero((maps == window) & (maps >= floor))
+    if plateau == "first":
+        index = index[_is_peak(maps.reshape(-1), index, maps.shape, plateau)]
+    return index
+
+
+def _best(flat: npt.NDArray[np.float32], peaks: npt.NDArray[np.int64], k: int) -> Peaks:
+    """The k best of these peaks, whose indices ascend."""
+    value = flat[peaks]
+    if len(peaks) > k:
+        cut = np.partition(value, len(value) - k)[len(value) - k]
+        above = value > cut
+        # Of the cells that share the k-th value, those with the smallest index stay.
+        equal = np.flatnonzero(value == cut)[: k - int(above.sum())]
+        chosen = np.sort(np.concatenate([np.flatnonzero(above), equal]))
+        peaks, value = peaks[chosen], value[chosen]
+    order = np.argsort(-value, kind="stable")
+    return Peaks(peaks[order], value[order])
+
+
+def _ordinal(value: np.float32) -> int:
+    """An integer that orders as the float32 values do."""
+    bits = int(value.view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+
+
+def _from_ordinal(ordinal: int) -> np.float32:
+    bits = ordinal if ordinal >= 0 else (-ordinal) | 0x80000000
+    return np.float32(np.uint32(bits).view(np.float32))

@@ -1,0 +1,284 @@
+"""ModelSpec: what a CenterNet network means, apart from its weights.
+
+A spec says how an image becomes the network's input and how the head tensors become boxes. It is part of every
+bundle's manifest, and the one thing a user has to get right for a model of their own.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from centernet_trt.runtime.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+
+MAX_TOP_K = 1024  # the decode kernel's bound
+
+
+class SpecModel(BaseModel):
+    """Base of the spec's parts: unknown keys are errors, values cannot change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FixedSize(SpecModel):
+    """The network input always has this size, in pixels."""
+
+    rule: Literal["fixed"] = "fixed"
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+
+    def network_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the network input for an image of this size."""
+        return self.width, self.height
+
+
+class PaddedSize(SpecModel):
+    """Each side becomes (side | multiple-1) + 1: the next multiple that is larger, never equal.
+
+    Source: `keep_res` of the official detector, multiple 32 (Hourglass: 128).
+    """
+
+    rule: Literal["pad"] = "pad"
+    multiple: int = Field(default=32, gt=0)
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> Self:
+        if self.multiple & (self.multiple - 1):
+            raise ValueError(f"multiple must be a power of two for rule 'pad', found {self.multiple}")
+        return self
+
+    def network_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the network input for an image of this size."""
+        mask = self.multiple - 1
+        return (width | mask) + 1, (height | mask) + 1
+
+
+class MultipleSize(SpecModel):
+    """Each side becomes the smallest multiple that is not smaller than the side."""
+
+    rule: Literal["multiple"] = "multiple"
+    multiple: int = Field(default=32, gt=0)
+
+    def network_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the network input for an image of this size."""
+        m = self.multiple
+        return -(-width // m) * m, -(-height // m) * m
+
+
+SizeRule = Annotated[FixedSize | PaddedSize | MultipleSize, Field(discriminator="rule")]
+
+
+class FixRes(SpecModel):
+    """Official `--fix_res`: one scale for both axes, network width / max(w, h), centre on centre, black outside.
+
+    Sampling is cv2.warpAffine's: pixel centres at integers, black blended in at the image's edge.
+    """
+
+    policy: Literal["fix_res"] = "fix_res"
+
+
+class KeepRes(SpecModel):
+    """Official `keep_res`: no scaling, the image moved by whole pixels to the middle, black outside."""
+
+    policy: Literal["keep_res"] = "keep_res"
+
+
+class Letterbox(SpecModel):
+    """Scaled to fit inside the network input, aspect kept, the rest filled with `pad_value`.
+
+    The scaled side is round-half-even(side * scale). Sampling is cv2.resize's: pixel centres at half-integers,
+    the image's edge replicated.
+    """
+
+    policy: Literal["letterbox"] = "letterbox"
+    align: Literal["centre", "top_left"] = "centre"
+    upscale: bool = True
+    pad_value: int = Field(default=0, ge=0, le=255)
+
+
+class Stretch(SpecModel):
+    """Both axes scaled to the network size, aspect not kept. Sampling is cv2.resize's, as for letterbox."""
+
+    policy: Literal["stretch"] = "stretch"
+
+
+ResizePolicy = Annotated[FixRes | KeepRes | Letterbox | Stretch, Field(discriminator="policy")]
+
+Triple = tuple[float, float, float]
+
+
+class InputSpec(SpecModel):
+    """How an image becomes the input tensor: value = (pixel * scale - mean) / std, for pixels 0..255.
+
+    `mean` and `std` are in the tensor's channel order. `name` None stands for the graph's only input.
+    """
+
+    name: str | None = None
+    size: SizeRule
+    resize: ResizePolicy
+    channel_order: Literal["bgr", "rgb"] = "bgr"
+    scale: float = Field(default=1.0, gt=0)
+    mean: Triple = (0.0, 0.0, 0.0)
+    std: Triple = (1.0, 1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"std must be positive, found {self.std}")
+        rule, policy = self.size.rule, self.resize.policy
+        allowed = {
+            "fix_res": ("fixed",),
+            "keep_res": ("pad", "multiple"),
+            "letterbox": ("fixed",),
+            "stretch": ("fixed", "multiple", "pad"),
+        }
+        if rule not in allowed[policy]:
+            raise ValueError(
+                f"resize policy '{policy}' goes with size rule {' or '.join(allowed[policy])}, found '{rule}'"
+            )
+        return self
+
+
+class HeatmapHead(SpecModel):
+    """The class heatmap, (N, classes, H, W). `logits` still need a sigmoid, `probability` does not."""
+
+    tensor: str
+    activation: Literal["logits", "probability"] = "logits"
+
+
+class BoxHead(SpecModel):
+    """The box sizes.
+
+    `wh`: width and height, (N, 2, H, W), box centred on the centre. `log_wh`: their natural logarithm.
+    `ltrb`: distances from the centre to the left, top, right and bottom edges, (N, 4, H, W).
+    `units`: `cells` of the output grid, or `input` pixels. `order` `yx` swaps the axes: (h, w), (t, l, b, r).
+    """
+
+    tensor: str
+    encoding: Literal["wh", "ltrb", "log_wh"] = "wh"
+    units: Literal["cells", "input"] = "cells"
+    order: Literal["xy", "yx"] = "xy"
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that the tensor must have."""
+        return 4 if self.encoding == "ltrb" else 2
+
+
+class OffsetHead(SpecModel):
+    """The sub-cell offset of the centre, (N, 2, H, W), in cells."""
+
+    tensor: str
+    order: Literal["xy", "yx"] = "xy"
+
+
+class RawExtra(SpecModel):
+    """A further head whose channels are handed on as they are."""
+
+    kind: Literal["raw"] = "raw"
+    name: str
+    tensor: str
+    channels: int = Field(gt=0)
+
+
+class PointsExtra(SpecModel):
+    """A further head of P points, 2P channels, decoded to source-image pixels as x0, y0, x1, y1, ...
+
+    `units`: `cells`, `input` pixels, or `box`: fractions of the box's sides.
+    `origin`: where the vectors start: the integer `cell`, the `centre`, or the box's `top_left` corner.
+    """
+
+    kind: Literal["points"] = "points"
+    name: str
+    tensor: str
+    points: int = Field(gt=0)
+    units: Literal["cells", "input", "box"] = "cells"
+    origin: Literal["cell", "centre", "top_left"] = "centre"
+    order: Literal["xy", "yx"] = "xy"
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that the tensor must have."""
+        return 2 * self.points
+
+
+ExtraHead = Annotated[RawExtra | PointsExtra, Field(discriminator="kind")]
+
+
+class HeadsSpec(SpecModel):
+    """Which tensor is which head. Tensors are matched by name, never by position."""
+
+    heatmap: HeatmapHead
+    box: BoxHead
+    offset: OffsetHead | None = None
+    extra: tuple[ExtraHead, ...] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        tensors = self.tensors
+        if len(set(tensors)) != len(tensors):
+            raise ValueError(f"every head needs a tensor of its own, found {list(tensors)}")
+        names = [extra.name for extra in self.extra]
+        if len(set(names)) != len(names):
+            raise ValueError(f"extra heads need names of their own, found {names}")
+        return self
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all head tensors: heatmap, box, offset if any, then the extra heads."""
+        offset = () if self.offset is None else (self.offset.tensor,)
+        return (self.heatmap.tensor, self.box.tensor, *offset, *(extra.tensor for extra in self.extra))
+
+    def channels(self) -> dict[str, int | None]:
+        """Channels that each tensor must have; None for the heatmap, whose channels are the classes."""
+        wanted: dict[str, int | None] = {self.heatmap.tensor: None, self.box.tensor: self.box.channels}
+        if self.offset is not None:
+            wanted[self.offset.tensor] = 2
+        return wanted | {extra.tensor: extra.channels for extra in self.extra}
+
+
+class ModelSpec(SpecModel):
+    """Everything about a network that its weights do not say.
+
+    A peak at cell (x, y) has its centre at (x, y) + `cell_offset` + offset head, in cells; times `stride` in
+    network-input pixels; through the inverse of the resize policy in source-image pixels.
+
+    `top_k`: at most so many detections an image. `threshold`: the score asked for when a call names none.
+    `plateau`: whether every cell of a level peak counts (`all`, as the official code) or only the `first` of
+    each 3x3 neighbourhood. `clip`: boxes are cut at the image's border. `nms_iou`: greedy non-maximum suppression
+    within a class above this IoU. `class_names` = "coco" stands for the 80 COCO classes and their category ids.
+    """
+
+    input: InputSpec
+    heads: HeadsSpec
+    stride: int = Field(default=4, gt=0)
+    cell_offset: float = 0.0
+    top_k: int = Field(default=100, ge=1, le=MAX_TOP_K)
+    threshold: float = Field(default=0.3, ge=0, le=1)
+    plateau: Literal["all", "first"] = "all"
+    clip: bool = False
+    nms_iou: float | None = Field(default=None, gt=0, le=1)
+    class_names: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _coco_shorthand(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("class_names") == "coco":
+            data = {**data, "class_names": COCO_CLASS_NAMES}
+            data.setdefault("category_ids", COCO_CATEGORY_IDS)
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.category_ids and len(self.category_ids) != len(self.class_names):
+            raise ValueError(
+                f"category_ids and class_names must be equally many, found {len(self.category_ids)} and "
+                f"{len(self.class_names)}"
+            )
+        size = self.input.size
+        sides = (size.width, size.height) if isinstance(size, FixedSize) else (size.multiple,)
+        if any(side % self.stride for side in sides):
+            raise ValueError(
+                f"the network input must be a multiple of the stride {self.stride}, found {sides}"
+            )
+        return self
