@@ -44,7 +44,7 @@ class Placement:
         """The 2x3 affine matrix from source to network coordinates, as cv2.warpAffine takes it."""
         return np.array([[self.scale_x, 0.0, self.shift_x], [0.0, self.scale_y, self.shift_y]])
 
-    def to_source(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def to_source(self, points: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Network-input points (..., 2) as (x, y) -> source-image points, float32 (computed in float64)."""
         scale = np.array([self.scale_x, self.scale_y])
         shift = np.array([self.shift_x, self.shift_y])
