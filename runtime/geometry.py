@@ -48,7 +48,8 @@ class Placement:
         """Network-input points (..., 2) as (x, y) -> source-image points, float32 (computed in float64)."""
         scale = np.array([self.scale_x, self.scale_y])
         shift = np.array([self.shift_x, self.shift_y])
-        return ((points.astype(np.float64) - shift) / scale).astype(np.float32)
+        source: npt.NDArray[np.float64] = (points.astype(np.float64) - shift) / scale
+        return source.astype(np.float32)
 
 
 def place(spec: InputSpec, source_width: int, source_height: int) -> Placement:
@@ -61,7 +62,8 @@ def place(spec: InputSpec, source_width: int, source_height: int) -> Placement:
     if isinstance(policy, Letterbox):
         return _letterbox(policy, source_width, source_height, width, height)
     if isinstance(policy, Stretch):
-        return _resized(source_width, source_height, width, height, (0, 0, width, height), 0)
+        scales = (width / source_width, height / source_height)
+        return _resized(source_width, source_height, width, height, scales, (0, 0, width, height), 0)
     if isinstance(policy, KeepRes):
         # Official centre (w // 2, h // 2) and s = network size: a translation by whole pixels.
         scale = 1.0
@@ -93,15 +95,27 @@ def _letterbox(policy: Letterbox, w: int, h: int, width: int, height: int) -> Pl
     scale = min(width / w, height / h)
     if not policy.upscale:
         scale = min(scale, 1.0)
-    # Python's round is half-to-even, as cv2.resize's own rounding of fx * w. A sliver keeps one pixel.
-    inner_w = min(max(round(w * scale), 1), width)
-    inner_h = min(max(round(h * scale), 1), height)
+    # One scale samples and maps back both axes, as cv2.resize does when it is given fx = fy = scale; a scale of
+    # (rounded side) / side would bend the aspect. Python's round is half-to-even, as OpenCV's own.
+    inner_w, inner_h = round(w * scale), round(h * scale)
+    scale_x, scale_y = scale, scale
+    if inner_w < 1:  # a sliver keeps one pixel
+        inner_w, scale_x = 1, 1 / w
+    if inner_h < 1:
+        inner_h, scale_y = 1, 1 / h
     left, top = (0, 0) if policy.align == "top_left" else ((width - inner_w) // 2, (height - inner_h) // 2)
-    return _resized(w, h, width, height, (left, top, left + inner_w, top + inner_h), policy.pad_value)
+    content = (left, top, left + inner_w, top + inner_h)
+    return _resized(w, h, width, height, (scale_x, scale_y), content, policy.pad_value)
 
 
 def _resized(
-    w: int, h: int, width: int, height: int, content: tuple[int, int, int, int], pad_value: int
+    w: int,
+    h: int,
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    content: tuple[int, int, int, int],
+    pad_value: int,
 ) -> Placement:
     left, top, right, bottom = content
     return Placement(
@@ -109,8 +123,8 @@ def _resized(
         source_height=h,
         width=width,
         height=height,
-        scale_x=(right - left) / w,
-        scale_y=(bottom - top) / h,
+        scale_x=scale[0],
+        scale_y=scale[1],
         shift_x=float(left),
         shift_y=float(top),
         half_pixel=True,

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from centernet_trt.runtime.spec import ModelSpec
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 Precision = Literal["fp32", "fp16", "int8"]
 TensorType = Literal["float32", "float16"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

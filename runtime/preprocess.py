@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,8 +26,9 @@ def resample(image: BgrImage, placement: Placement) -> BgrImage:
         warped = cv2.warpAffine(image, p.matrix(), (p.width, p.height), flags=cv2.INTER_LINEAR)
         return np.asarray(warped, dtype=np.uint8)
     size = (p.right - p.left, p.bottom - p.top)
-    # OpenCV's resize is by far the fastest; equal sizes are a plain copy there too.
-    inner = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    # Given the scales and no size, OpenCV samples by exactly these scales and rounds the size as `place` does.
+    resized = cv2.resize(image, None, fx=p.scale_x, fy=p.scale_y, interpolation=cv2.INTER_LINEAR)
+    inner = np.asarray(resized, dtype=np.uint8)
     if size == (p.width, p.height):
         return inner
     canvas = np.full((p.height, p.width, 3), p.pad_value, dtype=np.uint8)
@@ -50,7 +52,7 @@ def _level_table(spec: InputSpec) -> npt.NDArray[np.float32]:
     """(3, 256) float32: the tensor value of each grey level, computed in float64 and rounded once."""
     levels = np.arange(256, dtype=np.float64) * spec.scale
     table = (levels - np.array(spec.mean)[:, None]) / np.array(spec.std)[:, None]
-    return table.astype(np.float32)
+    return np.asarray(table, dtype=np.float32)
 
 
 def normalise(images: Sequence[BgrImage], spec: InputSpec, out: npt.NDArray[np.floating]) -> None:
@@ -60,7 +62,7 @@ def normalise(images: Sequence[BgrImage], spec: InputSpec, out: npt.NDArray[np.f
     """
     table = _level_table(spec).astype(out.dtype, copy=False)
     for image, planes in zip(images, out, strict=True):
-        channels = cv2.split(image)
+        channels: Sequence[npt.NDArray[Any]] = cv2.split(image)
         if spec.channel_order == "rgb":
             channels = channels[::-1]
         for channel, plane, levels in zip(channels, planes, table, strict=True):

@@ -85,8 +85,8 @@ class KeepRes(SpecModel):
 class Letterbox(SpecModel):
     """Scaled to fit inside the network input, aspect kept, the rest filled with `pad_value`.
 
-    The scaled side is round-half-even(side * scale). Sampling is cv2.resize's: pixel centres at half-integers,
-    the image's edge replicated.
+    One scale for both axes; the scaled side is round-half-even(side * scale). Sampling is that of
+    cv2.resize(image, None, fx=scale, fy=scale): pixel centres at half-integers, the image's edge replicated.
     """
 
     policy: Literal["letterbox"] = "letterbox"
