@@ -69,7 +69,9 @@ class CocoGroundTruth:
             raise InputError(f"{annotations} is not JSON: {error}") from None
         wanted = {"images", "annotations", "categories"}
         if not isinstance(data, dict) or not wanted <= data.keys():
-            raise InputError(f"{annotations} is not a COCO instances file: it needs {', '.join(sorted(wanted))}")
+            raise InputError(
+                f"{annotations} is not a COCO instances file: it needs {', '.join(sorted(wanted))}"
+            )
         self.path = annotations
         self.images = [CocoImage(int(row["id"]), images / row["file_name"]) for row in data["images"]]
         missing = [image.path for image in self.images if not image.path.is_file()]

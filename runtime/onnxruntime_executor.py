@@ -87,16 +87,35 @@ def open_session(model: Path | bytes, mode: Mode = "fast", threads: int | None =
         raise BackendError(
             f"onnxruntime cannot be imported: {error}", "pip install 'onnxruntime>=1.31'"
         ) from None
+    source: str | bytes = model if isinstance(model, bytes) else str(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = (
         3  # its warnings speak of initialisers and device discovery, nothing a user can use
     )
     if mode == "faithful":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = _with_rounding(model, options)
     if threads is not None:
         options.intra_op_num_threads = threads
-    source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BackendError(f"ONNX Runtime refuses the graph: {error}") from error
+
+
+def _with_rounding(model: Path | bytes, options: Any) -> bytes:
+    """The graph with every fp16 result rounded; weights in files beside it stay there."""
+    import onnx
+
+    from centernet_trt.runtime.faithful import round_every_tensor
+
+    if isinstance(model, bytes):
+        graph = onnx.load_from_string(model)
+    else:
+        graph = onnx.load(model, load_external_data=False)
+        # A session made from bytes does not know the folder that the external weights lie in.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(model.parent)
+        )
+    round_every_tensor(graph)
+    return bytes(graph.SerializeToString())

@@ -1,0 +1,197 @@
+"""A source ONNX file -> the typed graph that is compiled, pass by pass, compared with its source."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from onnx import ModelProto
+
+from centernet_trt.builder import graph as g
+from centernet_trt.builder.equivalence import HeadError, check_dynamic_batch, compare_models
+from centernet_trt.builder.loading import load_model
+from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
+from centernet_trt.builder.passes.fp16 import to_fp16
+from centernet_trt.builder.passes.heads import keep_heads
+from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
+from centernet_trt.errors import ModelError, SpecError
+from centernet_trt.runtime.decode import check_heads
+from centernet_trt.runtime.manifest import (
+    HeadComparison,
+    PassRecord,
+    Precision,
+    ProfileRecord,
+    TensorRecord,
+    TensorType,
+)
+from centernet_trt.runtime.spec import FixedSize, InputSpec, ModelSpec
+
+FP32_TOLERANCE = 1e-4  # of a head's largest magnitude; the passes themselves stay within 1e-5
+T = TypeVar("T")
+
+
+class Reporter(Protocol):
+    """Hears how a build goes on."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Part of the stage is done; `total` 0 where it is not known."""
+
+
+class Silence:
+    """Hears, and says nothing."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Part of the stage is done."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A typed graph ready to be compiled, and what is known about it."""
+
+    model: ModelProto
+    spec: ModelSpec
+    input: TensorRecord
+    heads: tuple[TensorRecord, ...]
+    kept_fp32: dict[str, str]
+    comparison: dict[str, HeadComparison]
+    passes: list[PassRecord] = field(default_factory=list)
+
+
+def prepare(
+    path: Path,
+    spec: ModelSpec,
+    profile: ProfileRecord,
+    precision: Precision,
+    reporter: Reporter | None = None,
+) -> Prepared:
+    """The typed graph of an ONNX file: every pass but the plan, compared with its source. Raises as `build.build`."""
+    passes = _Passes(reporter or Silence())
+    model = passes.run("load", lambda: load_model(path))
+    spec = _with_input_name(spec, model)
+    name = spec.input.name or ""
+    size = spec.input.size
+    if isinstance(size, FixedSize):
+        model = passes.run("shapes", lambda: set_input_size(model, name, size.height, size.width))
+    model = passes.run("shapes", lambda: make_dynamic(model, name, size=not isinstance(size, FixedSize)))
+    source = passes.run("heads", lambda: keep_heads(model, spec.heads.tensors))
+    shape = (profile.height.opt, profile.width.opt)
+    if profile.batch.max > 1:
+        values = _values(spec.input)
+        passes.run("batch check", lambda: check_dynamic_batch(source, name, (3, *shape), value_range=values))
+    folded = passes.run("fold constants", lambda: fold_constants(constants_to_initializers(source)))
+    typed = passes.run("fold batch norm", lambda: remove_identities(fold_batch_norm(folded)))
+    kept: dict[str, str] = {}
+    kind: TensorType = "float32"
+    if precision == "fp16":
+        result = passes.run("fp16", lambda: to_fp16(typed))
+        typed, kept, kind = result.model, result.kept, "float16"
+    g.refresh_shapes(typed)  # the bundle's model states every tensor's type, which faithful mode reads
+    found = passes.run("compare", lambda: _compare(source, typed, spec, shape, precision))
+    channels = _check_heads(found, spec, shape)
+    return Prepared(
+        typed,
+        spec,
+        TensorRecord(name=name, dtype=kind, channels=3),
+        tuple(TensorRecord(name=head, dtype=kind, channels=count) for head, count in channels.items()),
+        kept,
+        _records(found, spec, shape),
+        passes.records,
+    )
+
+
+class _Passes:
+    """Runs passes, tells the reporter, and keeps their times."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.records: list[PassRecord] = []
+
+    def run(self, name: str, function: Callable[[], T]) -> T:
+        self._reporter.step(name, len(self.records), 0)
+        start = time.perf_counter()
+        result = function()
+        seconds = round(time.perf_counter() - start, 4)
+        model = getattr(result, "model", result)
+        nodes = len(model.graph.node) if isinstance(model, ModelProto) else self.records[-1].nodes
+        self.records.append(PassRecord(name=name, seconds=seconds, nodes=nodes))
+        return result
+
+
+def _with_input_name(spec: ModelSpec, model: ModelProto) -> ModelSpec:
+    """The spec with the name of the graph's image input filled in."""
+    names = [value.name for value in model.graph.input]
+    if spec.input.name is not None:
+        return spec
+    if len(names) != 1:
+        raise SpecError(
+            f"the graph has {len(names)} inputs: {', '.join(names)}; the spec does not say which is the image",
+            "name it in the spec: [input] name = ...",
+        )
+    return spec.model_copy(update={"input": spec.input.model_copy(update={"name": names[0]})})
+
+
+def _values(spec: InputSpec) -> tuple[float, float]:
+    """The range of the network's input values over all grey levels and channels."""
+    low = min(-mean / std for mean, std in zip(spec.mean, spec.std, strict=True))
+    high = max((255 * spec.scale - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
+    return low, high
+
+
+def _check_heads(found: dict[str, HeadError], spec: ModelSpec, shape: tuple[int, int]) -> dict[str, int]:
+    """Hold the heads that the source computed to the spec; their channels by name."""
+    shapes = {name: error.shape for name, error in found.items()}
+    check_heads(shapes, spec)
+    grid = (shape[0] // spec.stride, shape[1] // spec.stride)
+    name, (_, _, height, width) = next(iter(shapes.items()))
+    if (height, width) != grid:
+        raise SpecError(
+            f"head {name!r} has a grid of {height}x{width} cells for an input of {shape[0]}x{shape[1]} pixels; "
+            f"the spec's stride {spec.stride} would give {grid[0]}x{grid[1]}",
+            f"set stride = {shape[0] // height} in the spec" if height and shape[0] % height == 0 else "",
+        )
+    return {name: head[1] for name, head in shapes.items()}
+
+
+def _compare(
+    source: ModelProto, typed: ModelProto, spec: ModelSpec, shape: tuple[int, int], precision: Precision
+) -> dict[str, HeadError]:
+    """Run the source in fp32 and the typed graph true to its types, on random pixels."""
+    found = compare_models(
+        source,
+        typed,
+        shapes={spec.input.name or "": (1, 3, *shape)},
+        value_range=_values(spec.input),
+        mode="faithful",
+    )
+    for name, error in found.items():
+        if precision == "fp32" and not error.max_rel <= FP32_TOLERANCE:
+            raise ModelError(
+                f"head {name!r} of the prepared graph differs from the source by {error.max_rel:.2g} of its largest "
+                f"magnitude, at most {FP32_TOLERANCE:.0e} was expected",
+                "this is a defect of a pass: please report it with the model",
+            )
+        if not error.max_abs < float("inf"):
+            raise ModelError(
+                f"head {name!r} overflows in {precision}: an infinity or NaN where the source has a number",
+                "build with --precision fp32",
+            )
+    return found
+
+
+def _records(
+    found: dict[str, HeadError], spec: ModelSpec, shape: tuple[int, int]
+) -> dict[str, HeadComparison]:
+    low, high = _values(spec.input)
+    where = f"one random image of {shape[1]}x{shape[0]} pixels, values {low:.3g} to {high:.3g}, seed 0"
+    return {
+        name: HeadComparison(max_abs=error.max_abs, max_rel=error.max_rel, mode="faithful", input=where)
+        for name, error in found.items()
+    }

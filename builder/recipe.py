@@ -1,0 +1,117 @@
+"""Recipes: everything about a known model but its weights, in one TOML file (`engines/*.toml`)."""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from centernet_trt.errors import SpecError
+from centernet_trt.runtime.manifest import Precision, ShapeRange
+from centernet_trt.runtime.presets import describe_validation, spec_from_mapping
+from centernet_trt.runtime.spec import ModelSpec
+
+
+class RecipePart(BaseModel):
+    """Base of a recipe's tables: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RecipeModel(RecipePart):
+    """Where the weights come from: a file beside the recipe, `centernet-trt fetch NAME`, or `centernet-trt export`."""
+
+    file: str | None = None
+    fetch: str | None = None
+    arch: str | None = None
+    sha256: str | None = None
+    source: str
+    licence: str
+
+
+class RecipeBuild(RecipePart):
+    """Defaults of `centernet-trt build`; dimensions as MIN:OPT:MAX or a single number."""
+
+    precision: Precision = "fp16"
+    batch: ShapeRange | None = None
+    height: ShapeRange | None = None
+    width: ShapeRange | None = None
+
+    @field_validator("batch", "height", "width", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return parse_range(value) if isinstance(value, (str, int)) else value
+
+
+class PublishedAccuracy(RecipePart):
+    """An accuracy that somebody published for these weights, and where."""
+
+    metric: str
+    value: float
+    precision: str = "fp32"
+    images: str
+    source: str
+
+
+class Recipe(RecipePart):
+    """A known model: name, description, weights, spec, build defaults and published accuracy."""
+
+    name: str
+    description: str
+    model: RecipeModel
+    spec: ModelSpec
+    build: RecipeBuild = RecipeBuild()
+    published: tuple[PublishedAccuracy, ...] = ()
+
+
+def parse_range(text: str | int) -> ShapeRange:
+    """`MIN:OPT:MAX`, or one number for all three.
+
+    Raises:
+        ValueError: not of that form, not positive, or not ascending.
+    """
+    parts = str(text).split(":")
+    if len(parts) not in (1, 3) or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"MIN:OPT:MAX or one number was expected, found {text!r}")
+    numbers = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
+    if not 0 < numbers[0] <= numbers[1] <= numbers[2]:
+        raise ValueError(f"0 < MIN <= OPT <= MAX was expected, found {text!r}")
+    return ShapeRange(min=numbers[0], opt=numbers[1], max=numbers[2])
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes that ship with the product."""
+    folder = files("centernet_trt.engines")
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def read_recipe(source: str | Path) -> Recipe:
+    """A recipe by its shipped name, or from a .toml file.
+
+    Raises:
+        SpecError: no such recipe, unreadable, an unknown key, or a value out of range.
+    """
+    if str(source) in recipe_names():
+        text = files("centernet_trt.engines").joinpath(f"{source}.toml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(
+                f"cannot read the recipe {str(source)!r}: {getattr(error, 'strerror', None) or error}",
+                f"recipes that ship: {', '.join(recipe_names())}",
+            ) from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"the recipe {source} is not valid TOML: {error}") from None
+    if "spec" in data:
+        data["spec"] = spec_from_mapping(data["spec"], f"[spec] of the recipe {source}")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(
+            f"the recipe {source} is not valid:\n{describe_validation(error)}",
+            "keys are: name, description, [model], [spec], [build], [[published]]",
+        ) from None

@@ -1,0 +1,58 @@
+"""The command `centernet-trt`: one file a command; here they meet, and every error becomes a message."""
+
+import sys
+
+import typer
+from typer.main import get_command
+
+from centernet_trt import __version__
+from centernet_trt.cli.build import build_command
+from centernet_trt.cli.console import EXIT_ERROR, err, show_error
+from centernet_trt.cli.detect import detect_command
+from centernet_trt.cli.doctor import doctor_command
+from centernet_trt.cli.eval import eval_command
+from centernet_trt.cli.fetch import fetch_command
+from centernet_trt.errors import CenterNetError
+
+app = typer.Typer(
+    name="centernet-trt",
+    help="CenterNet detectors, fast and exact on NVIDIA GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"centernet-trt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+app.command("build")(build_command)
+app.command("detect")(detect_command)
+app.command("eval")(eval_command)
+app.command("doctor")(doctor_command)
+app.command("fetch")(fetch_command)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 error, 2 usage, 3 a tolerance or budget not met."""
+    try:
+        get_command(app).main(prog_name="centernet-trt", standalone_mode=True)
+    except CenterNetError as error:
+        show_error(error)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)

@@ -1,0 +1,186 @@
+"""`centernet-trt build`: an ONNX file or a recipe -> an engine bundle."""
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from centernet_trt.builder.recipe import Recipe, parse_range, read_recipe, recipe_names
+from centernet_trt.cli.console import BuildProgress, err, out, progress_bar, write_json
+from centernet_trt.errors import InputError, ModelError, SpecError
+from centernet_trt.runtime.bundle import EngineBundle, sha256_of
+from centernet_trt.runtime.manifest import Precision, ShapeRange
+from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
+from centernet_trt.runtime.spec import ModelSpec
+
+
+class FlavourChoice(StrEnum):
+    """Which TensorRT compiles the plan."""
+
+    auto = "auto"
+    rtx = "rtx"
+    tensorrt = "tensorrt"
+    none = "none"
+
+
+class PrecisionChoice(StrEnum):
+    """Precision of weights and activations."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+def _range(text: str) -> ShapeRange:
+    try:
+        return parse_range(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+_RangeOption = typer.Option(parser=_range, metavar="MIN:OPT:MAX", show_default=False)
+
+
+def build_command(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL.onnx|RECIPE", help="An ONNX file, a recipe's name, or RECIPE.toml."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the bundle. [default: engines/NAME-PRECISION]"),
+    ] = None,
+    spec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET|FILE",
+            help=f"What the network means: {', '.join(PRESET_NAMES)}, or a .toml or .json file.",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", metavar="FILE.onnx", help="The ONNX file of a recipe that cannot fetch its own."
+        ),
+    ] = None,
+    precision: Annotated[
+        PrecisionChoice | None, typer.Option(help="[default: the recipe's, or fp16]", show_default=False)
+    ] = None,
+    batch: Annotated[ShapeRange | None, _RangeOption] = None,
+    height: Annotated[ShapeRange | None, _RangeOption] = None,
+    width: Annotated[ShapeRange | None, _RangeOption] = None,
+    flavour: Annotated[
+        FlavourChoice,
+        typer.Option(help="auto: full TensorRT where it is installed and a GPU is there, else RTX."),
+    ] = FlavourChoice.auto,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="portable, current, or sm_75, sm_80, ... (RTX). [default: the flavour's]", show_default=False
+        ),
+    ] = None,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Let fp32 convolutions round their inputs to TF32.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the manifest there too.")
+    ] = None,
+) -> None:
+    """Compile a CenterNet ONNX graph into an engine bundle."""
+    from centernet_trt.builder.build import BuildOptions, build
+
+    recipe = read_recipe(model) if _is_recipe(model) else None
+    path = _model_of(recipe, Path(model).parent, weights) if recipe else Path(model)
+    if recipe is None and weights is not None:
+        raise InputError("--model goes with a recipe", "give the ONNX file alone, or name a recipe")
+    chosen: Precision = precision.value if precision else recipe.build.precision if recipe else "fp16"
+    defaults = recipe.build if recipe else None
+    options = BuildOptions(
+        precision=chosen,
+        batch=batch or (defaults.batch if defaults else None),
+        height=height or (defaults.height if defaults else None),
+        width=width or (defaults.width if defaults else None),
+        flavour=flavour.value,
+        target=target,
+        tf32=tf32,
+        command=shlex.join(["centernet-trt", *sys.argv[1:]]),
+    )
+    name = recipe.name if recipe else path.stem
+    folder = output or Path("engines") / f"{name}-{chosen}"
+    with progress_bar() as progress:
+        bundle = build(path, _spec_of(recipe, spec), folder, options, BuildProgress(progress))
+    show_bundle(bundle)
+    if json_file is not None:
+        write_json(json_file, bundle.manifest.model_dump(mode="json", by_alias=True))
+
+
+def _is_recipe(model: str) -> bool:
+    return model in recipe_names() or Path(model).suffix == ".toml"
+
+
+def _spec_of(recipe: Recipe | None, spec: str | None) -> ModelSpec:
+    if spec is not None:
+        return read_spec(spec)
+    if recipe is not None:
+        return recipe.spec
+    raise SpecError(
+        "nothing says what the network means",
+        f"add --spec with a preset ({', '.join(PRESET_NAMES)}) or a file, or build a recipe ({', '.join(recipe_names())})",
+    )
+
+
+def _model_of(recipe: Recipe, folder: Path, given: Path | None) -> Path:
+    """The ONNX file of a recipe: given, beside it, or fetched."""
+    from centernet_trt.builder.fetch import fetch_model
+
+    if given is not None:
+        path = given
+    elif recipe.model.file is not None:
+        path = folder / recipe.model.file
+    elif recipe.model.fetch is not None:
+        err.print(f"fetching {recipe.model.fetch} ({recipe.model.licence})")
+        path = fetch_model(recipe.model.fetch)
+    else:
+        raise ModelError(
+            f"the recipe {recipe.name} does not bring its weights (source: {recipe.model.source})",
+            f"give the file: centernet-trt build {recipe.name} --model FILE.onnx",
+        )
+    if recipe.model.sha256 is not None and path.is_file() and sha256_of(path) != recipe.model.sha256:
+        err.print(
+            f"[yellow]note:[/] {path} is not the file that the recipe {recipe.name} was made for (SHA-256 differs)"
+        )
+    return path
+
+
+def show_bundle(bundle: EngineBundle) -> None:
+    """Print what was built."""
+    manifest = bundle.manifest
+    table = Table(title=f"{bundle.path}", title_justify="left", show_header=False)
+    table.add_row("precision", manifest.precision)
+    profile = manifest.profile
+    table.add_row(
+        "input",
+        f"{manifest.input.name}  {manifest.input.dtype}  batch {profile.batch}, height {profile.height}, width {profile.width}",
+    )
+    for head in manifest.heads:
+        row = manifest.comparison[head.name]
+        table.add_row(
+            f"head {head.name}",
+            f"{head.channels} channels, differs from the source by {row.max_rel:.1e} of its largest magnitude",
+        )
+    table.add_row(
+        "model.onnx",
+        f"{manifest.model.bytes / 1e6:.1f} MB, {manifest.passes[-1].nodes} nodes, {len(manifest.kept_fp32)} kept in fp32 by choice",
+    )
+    for plan in manifest.plans:
+        table.add_row(
+            plan.file,
+            f"{plan.bytes / 1e6:.1f} MB, {plan.flavour} {plan.version}, target {plan.target}, built in {plan.seconds:.1f} s",
+        )
+    if not manifest.plans:
+        table.add_row("plan", "none (--flavour none)")
+    out.print(table)

@@ -1,0 +1,108 @@
+"""`centernet-trt doctor`: what is installed, what is missing, what works; text for a bug report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from centernet_trt.cache import cache_folder
+from centernet_trt.cli.console import out, write_json
+from centernet_trt.errors import CenterNetError
+from centernet_trt.evaluation.environment import Driver, Environment, environment
+
+# What each optional package is for, and the line that brings it.
+_OPTIONAL = {
+    "tensorrt-rtx": ("builds engines, with or without a GPU", "pip install centernet-trt (Linux x86-64)"),
+    "tensorrt": (
+        "full TensorRT",
+        "pip install 'centernet-trt[tensorrt]' --extra-index-url https://pypi.nvidia.com",
+    ),
+    "cuda-bindings": ("the CUDA driver from Python", "pip install 'centernet-trt[gpu]'"),
+    "nvidia-cuda-nvrtc": ("compiles the kernels", "pip install 'centernet-trt[gpu]'"),
+    "nvidia-cuda-runtime": ("CUDA headers", "pip install 'centernet-trt[gpu]'"),
+    "pycuda": ("another binding of the driver", "pip install 'centernet-trt[pycuda]'"),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One thing that was tried: whether it worked, and what came of it."""
+
+    name: str
+    works: bool
+    text: str
+
+
+def doctor_command(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all of it there.")
+    ] = None,
+) -> None:
+    """Say what is installed, what is missing and what works here; paste it into a bug report."""
+    found = environment()
+    trials = _trials(found)
+    out.print(_packages(found))
+    out.print(f"Python {found.python}, {found.system}; {found.cpu}, {found.cores} cores", highlight=False)
+    out.print(f"driver: {_driver(found.driver)}", highlight=False)
+    out.print(f"cache:  {cache_folder()}", highlight=False)
+    for trial in trials:
+        out.print(
+            f"{'[green]works[/] ' if trial.works else '[red]fails[/] '} {trial.name}: {trial.text}",
+            highlight=False,
+        )
+    if not found.driver.gpus:
+        out.print(
+            "Without a GPU: engines are built with TensorRT for RTX; networks run in ONNX Runtime on the processor.",
+            highlight=False,
+        )
+    if json_file is not None:
+        rows = [{"name": t.name, "works": t.works, "text": t.text} for t in trials]
+        write_json(json_file, {**found.to_json(), "cache": str(cache_folder()), "trials": rows})
+
+
+def _packages(found: Environment) -> Table:
+    table = Table(title="packages", title_justify="left")
+    for column in ("package", "version", "what for, how to get it"):
+        table.add_column(column)
+    for name, version in found.packages.items():
+        purpose, install = _OPTIONAL.get(name, ("", ""))
+        if version is None and not purpose:
+            continue  # a further package that only matters where it is installed
+        table.add_row(
+            name,
+            version or "[yellow]missing[/]",
+            purpose if version else f"{purpose}: {install}".replace("[", r"\["),
+        )
+    return table
+
+
+def _driver(driver: Driver) -> str:
+    if driver.cuda is None or driver.problem:
+        return driver.problem
+    gpus = "; ".join(
+        f"{gpu.name}, compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}, "
+        f"{gpu.memory / 2**30:.0f} GiB"
+        for gpu in driver.gpus
+    )
+    return f"supports CUDA {driver.cuda[0]}.{driver.cuda[1]}; {gpus}"
+
+
+def _trials(found: Environment) -> list[Trial]:
+    from centernet_trt.builder.selfcheck import try_onnxruntime, try_tensorrt
+
+    trials = [_try("ONNX Runtime", try_onnxruntime)]
+    if found.packages["tensorrt-rtx"]:
+        trials.append(_try("TensorRT for RTX", lambda: try_tensorrt("rtx")))
+    if found.packages["tensorrt"]:
+        trials.append(_try("TensorRT", lambda: try_tensorrt("tensorrt")))
+    return trials
+
+
+def _try(name: str, function: Callable[[], str]) -> Trial:
+    try:
+        return Trial(name, True, function())
+    except CenterNetError as error:
+        return Trial(name, False, " ".join(str(error).split()))

@@ -1,0 +1,120 @@
+"""What this machine has: packages, driver, GPUs. Recorded with every measurement and shown by `doctor`."""
+
+import ctypes
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+# Every package whose version can change a result or a time.
+PACKAGES = (
+    "centernet-trt",
+    "numpy",
+    "opencv-python-headless",
+    "opencv-python",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "pycocotools",
+    "tensorrt-rtx",
+    "tensorrt",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cuda-runtime",
+    "pycuda",
+    "torch",
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver shows it: name, compute capability as (major, minor), memory in bytes."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    memory: int
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The CUDA driver: the CUDA version that it supports as (major, minor), its GPUs, or why it cannot be used."""
+
+    cuda: tuple[int, int] | None
+    gpus: tuple[Gpu, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Everything about the machine that a measurement or a bug report should say."""
+
+    python: str
+    system: str
+    cpu: str
+    cores: int
+    packages: dict[str, str | None]
+    driver: Driver
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def environment() -> Environment:
+    """Look at this machine; loads no package and creates no CUDA context."""
+    return Environment(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", "),
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        packages={name: _version(name) for name in PACKAGES},
+        driver=query_driver(),
+    )
+
+
+def query_driver() -> Driver:
+    """Ask the CUDA driver for its version and GPUs; never raises."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
+    except OSError:
+        return Driver(None, (), "no NVIDIA driver is installed (libcuda.so.1 was not found)")
+    number = ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(number))
+    supported = (number.value // 1000, number.value % 1000 // 10)
+    if (code := cuda.cuInit(0)) != 0:
+        return Driver(supported, (), f"the driver does not start: cuInit gives error {code}")
+    count = ctypes.c_int()
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    gpus = tuple(_gpu(cuda, index) for index in range(count.value))
+    return Driver(supported, gpus, "" if gpus else "the driver shows no GPU (CUDA_VISIBLE_DEVICES?)")
+
+
+def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
+    device, name, memory = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), memory.value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            for line in stream:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
