@@ -30,6 +30,11 @@ ROOMS := kernels runtime evaluation builder cli engines calib_data
 .PHONY: install
 install: $(VENV)/.base ## make .venv and install the product
 
+.PHONY: demo
+demo: $(VENV)/.base ## build a real face detector, detect in real pictures, write the annotated ones to demo/
+	$(BIN)/centernet-trt build centerface --output demo/centerface-fp16
+	$(BIN)/centernet-trt detect demo/centerface-fp16 calib_data/astronaut.jpg calib_data/grace_hopper.jpg --output demo
+
 .PHONY: lint
 lint: $(VENV)/.dev .types ## ruff and mypy (strict)
 	$(BIN)/ruff check .

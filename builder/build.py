@@ -11,9 +11,11 @@ import onnx
 from onnx import ModelProto
 
 from centernet_trt import __version__
-from centernet_trt.builder import graph as g
+from centernet_trt.builder.graph import copy_model
+from centernet_trt.builder.inference import PROTOBUF_LIMIT, serialised_size
 from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.layers import requested_layers
+from centernet_trt.builder import plan as P
 from centernet_trt.builder.plan import Plan, build_plan
 from centernet_trt.builder.prepare import Reporter, Silence, prepare
 from centernet_trt.errors import CalibrationError, InputError
@@ -98,7 +100,7 @@ def build(
             plan = build_plan(
                 prepared.model,
                 prepared.input.name,
-                profile,
+                _plan_profile(profile),
                 flavour=flavour,
                 target=options.target,
                 tf32=options.tf32,
@@ -162,10 +164,10 @@ def resolve_profile(spec: ModelSpec, options: BuildOptions) -> ProfileRecord:
 def _write_model(model: ModelProto, folder: Path) -> FileRecord:
     """Write `model.onnx`, beyond 2 GB with its weights in a file beside it."""
     path = folder / "model.onnx"
-    if g.serialised_size(model) < g.PROTOBUF_LIMIT:
+    if serialised_size(model) < PROTOBUF_LIMIT:
         onnx.save_model(model, path)
     else:
-        onnx.save_model(g.copy_model(model), path, save_as_external_data=True, location="model.weights")
+        onnx.save_model(copy_model(model), path, save_as_external_data=True, location="model.weights")
     return record_file(path)
 
 
@@ -190,3 +192,8 @@ def _write_plan(plan: Plan, folder: Path) -> PlanRecord:
 def _plain_command(model: Path, output: Path, options: BuildOptions) -> str:
     words = ["centernet-trt", "build", str(model), "--output", str(output), "--precision", options.precision]
     return shlex.join(words) + "  # built from Python: add --spec"
+
+
+def _plan_profile(profile):
+    f=lambda r: P.ShapeRange(r.min,r.opt,r.max)
+    return P.Profile(f(profile.batch),f(profile.height),f(profile.width))

@@ -4,7 +4,7 @@ from typing import Any
 
 from onnx import ModelProto, TensorProto
 
-from centernet_trt.builder import graph as g
+from centernet_trt.builder.inference import element_types
 
 _NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.INT8: "int8"}
 
@@ -14,7 +14,7 @@ def requested_layers(model: ModelProto, kept_fp32: dict[str, str]) -> list[dict[
 
     `source` is `graph`: what was asked for. What an engine made of it only TensorRT's inspector can say, on a GPU.
     """
-    types = g.element_types(model)
+    types = element_types(model)
     rows = []
     for node in model.graph.node:
         kind = types.get(node.output[0], TensorProto.UNDEFINED)

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from onnx import ModelProto
 
-from centernet_trt.builder import graph as g
+from centernet_trt.builder.inference import refresh_shapes
 from centernet_trt.builder.equivalence import HeadError, check_dynamic_batch, compare_models
 from centernet_trt.builder.loading import load_model
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
@@ -93,7 +93,7 @@ def prepare(
     if precision == "fp16":
         result = passes.run("fp16", lambda: to_fp16(typed))
         typed, kept, kind = result.model, result.kept, "float16"
-    g.refresh_shapes(typed)  # the bundle's model states every tensor's type, which faithful mode reads
+    refresh_shapes(typed)  # the bundle's model states every tensor's type, which faithful mode reads
     found = passes.run("compare", lambda: _compare(source, typed, spec, shape, precision))
     channels = _check_heads(found, spec, shape)
     return Prepared(
