@@ -1,0 +1,158 @@
+"""The whole road on the tiny network: bundle, plan, comparison, and what is refused or survives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tiny_centernet import save_tiny_model, scene, tiny_spec
+
+from centernet_trt.builder import build as module
+from centernet_trt.builder.build import BuildOptions, build, resolve_profile
+from centernet_trt.errors import BundleError, CenterNetError, InputError, ModelError, SpecError
+from centernet_trt.runtime import Detector, EngineBundle, preset
+from centernet_trt.runtime.manifest import ShapeRange
+
+SMALL = ShapeRange(min=32, opt=64, max=128)
+OPTIONS = {"height": SMALL, "width": SMALL, "flavour": "none"}
+
+
+def options(**over: Any) -> BuildOptions:
+    return BuildOptions(**{**OPTIONS, **over})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_bundle_with_a_plan_detects(tmp_path: Path, precision: Any) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    model = save_tiny_model(tmp_path)
+    bundle = build(model, tiny_spec(), tmp_path / "b", options(precision=precision, flavour="rtx"))
+    read = EngineBundle.load(tmp_path / "b")
+    assert read.manifest == bundle.manifest
+    (plan,) = read.manifest.plans
+    assert (plan.flavour, plan.target, plan.tf32) == ("rtx", "portable", False)
+    assert (tmp_path / "b" / plan.file).stat().st_size == plan.bytes > 1000
+    assert {head.dtype for head in read.manifest.heads} == {"float32" if precision == "fp32" else "float16"}
+    with Detector.load(read, mode="faithful", threads=1) as detector:
+        found = detector.detect(scene(), threshold=0.5)
+        assert "the plan was built, not run" in detector.note
+    assert found.label.tolist() == [0]
+    # 0.02 pixels: the width is about 5 cells, an fp16 step there 1/256 of a cell.
+    level = 128 / 255
+    assert found.xyxy[0, 2] - found.xyxy[0, 0] == pytest.approx(4 * (8 * level + 1), abs=0.02)
+
+
+def test_fp16_is_typed_and_differs_while_fp32_does_not(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path)
+    exact = build(model, tiny_spec(), tmp_path / "a", options(precision="fp32")).manifest
+    half = build(model, tiny_spec(), tmp_path / "b", options(precision="fp16")).manifest
+    # The offset head is a constant that fp16 holds, so only the others can differ.
+    for head in ("hm", "wh"):
+        assert exact.comparison[head].max_rel < 1e-5
+        assert 1e-5 < half.comparison[head].max_rel < 1e-2
+    rows = json.loads((tmp_path / "b" / "layers.json").read_text())
+    assert {row["precision"] for row in rows} == {"fp16"}
+    assert {row["source"] for row in rows} == {"graph"}
+
+
+def test_the_manifest_says_how_it_was_made(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path)
+    manifest = build(model, tiny_spec(), tmp_path / "b", options(command="centernet-trt build x")).manifest
+    assert manifest.command == "centernet-trt build x"
+    assert manifest.spec.input.name == "image"
+    assert manifest.source.file == "tiny.onnx"
+    assert manifest.source.bytes == model.stat().st_size
+    assert manifest.passes[0].name == "load"
+    assert str(tmp_path) not in (tmp_path / "b" / "manifest.json").read_text()
+
+
+def test_a_failing_or_interrupted_build_keeps_the_old_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny_model(tmp_path)
+    build(model, tiny_spec(), tmp_path / "b", options())
+    before = (tmp_path / "b" / "manifest.json").read_bytes()
+    for error in (KeyboardInterrupt(), ModelError("made up")):
+
+        def dying(*_: Any, error: BaseException = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(module, "requested_layers", dying)
+        with pytest.raises(type(error)):
+            build(model, tiny_spec(), tmp_path / "b", options())
+        assert (tmp_path / "b" / "manifest.json").read_bytes() == before
+    EngineBundle.load(tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "tiny.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"heads": {"heatmap": {"tensor": "heat"}, "box": {"tensor": "wh"}}}, "heat"),
+        ({"class_names": ["a", "b", "c"]}, r"'hm' has shape .* expected \(N, 3, H, W\)"),
+        ({"stride": 8}, "stride 8"),
+        (
+            {"heads": {"heatmap": {"tensor": "hm"}, "box": {"tensor": "wh", "encoding": "ltrb"}}},
+            r"'wh' has shape .* expected \(N, 4, H, W\)",
+        ),
+    ],
+)
+def test_a_spec_that_does_not_fit_is_named(tmp_path: Path, over: dict[str, Any], words: str) -> None:
+    with pytest.raises((SpecError, ModelError), match=words):
+        build(save_tiny_model(tmp_path), tiny_spec(**over), tmp_path / "b", options())
+    assert not (tmp_path / "b").exists()
+
+
+def test_two_inputs_need_a_name(tmp_path: Path) -> None:
+    model = onnx.load(save_tiny_model(tmp_path))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, [1]))
+    model.graph.node.append(onnx.helper.make_node("Neg", ["other"], ["negative"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("negative", onnx.TensorProto.FLOAT, [1]))
+    onnx.save(model, tmp_path / "two.onnx")
+    with pytest.raises(SpecError, match="2 inputs: image, other"):
+        build(tmp_path / "two.onnx", tiny_spec(), tmp_path / "b", options())
+
+
+def test_a_fixed_graph_takes_the_specs_size(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path, size=(128, 128))
+    size = {"size": {"rule": "fixed", "width": 96, "height": 64}, "resize": {"policy": "stretch"}}
+    manifest = build(model, tiny_spec(input=size), tmp_path / "b", BuildOptions(flavour="none")).manifest
+    assert (manifest.profile.height.max, manifest.profile.width.max) == (64, 96)
+
+
+def test_profiles_are_held_to_the_size_rule() -> None:
+    odd = ShapeRange(min=32, opt=100, max=128)
+    with pytest.raises(InputError, match="multiple of 32"):
+        resolve_profile(tiny_spec(), BuildOptions(height=odd))
+    with pytest.raises(InputError, match="the spec fixes the width at 512"):
+        resolve_profile(preset("ttf-ltrb"), BuildOptions(width=SMALL))
+    assert str(resolve_profile(preset("official-hourglass"), BuildOptions()).height) == "128:512:1024"
+
+
+def test_output_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.txt").write_text("precious")
+    with pytest.raises(BundleError, match="not a bundle"):
+        build(save_tiny_model(tmp_path), tiny_spec(), tmp_path / "b", options())
+    assert (tmp_path / "b" / "thesis.txt").read_text() == "precious"
+
+
+def test_overflow_in_fp16_is_not_kept_quiet(tmp_path: Path) -> None:
+    model = onnx.load(save_tiny_model(tmp_path))
+    # Logits of about 8, times 60000, divided again: beyond 65504 on the way.
+    bias = next(t for t in model.graph.initializer if t.name == "hm.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.array([8, 8], dtype=np.float32), "hm.bias"))
+    big = onnx.numpy_helper.from_array(np.array(60000, dtype=np.float32), "big")
+    small = onnx.numpy_helper.from_array(np.array(1 / 60000, dtype=np.float32), "small")
+    model.graph.initializer.extend([big, small])
+    model.graph.node[0].output[0] = "logits"
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Mul", ["logits", "big"], ["large"]),
+            onnx.helper.make_node("Mul", ["large", "small"], ["hm"]),
+        ]
+    )
+    onnx.save(model, tmp_path / "big.onnx")
+    with pytest.raises(CenterNetError, match="'hm' overflows in fp16"):
+        build(tmp_path / "big.onnx", tiny_spec(), tmp_path / "b", options(precision="fp16"))
