@@ -22,7 +22,9 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 
 # mypy needs the import names as folders; the rooms lie at the top of the repository.
 ROOMS := kernels runtime evaluation builder cli engines calib_data
-.types:
+.PHONY: types
+types:
+	rm -rf .types
 	mkdir -p .types/centernet_trt
 	ln -sfn $(CURDIR)/package/*.py $(CURDIR)/package/py.typed .types/centernet_trt/
 	for room in $(ROOMS); do ln -sfn $(CURDIR)/$$room .types/centernet_trt/$$room; done
@@ -36,7 +38,7 @@ demo: $(VENV)/.base ## build a real face detector, detect in real pictures, writ
 	$(BIN)/centernet-trt detect demo/centerface-fp16 calib_data/astronaut.jpg calib_data/grace_hopper.jpg --output demo
 
 .PHONY: lint
-lint: $(VENV)/.dev .types ## ruff and mypy (strict)
+lint: $(VENV)/.dev types ## ruff and mypy (strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p centernet_trt

@@ -11,12 +11,11 @@ import onnx
 from onnx import ModelProto
 
 from centernet_trt import __version__
+from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.graph import copy_model
 from centernet_trt.builder.inference import PROTOBUF_LIMIT, serialised_size
-from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.layers import requested_layers
-from centernet_trt.builder import plan as P
-from centernet_trt.builder.plan import Plan, build_plan
+from centernet_trt.builder.plan import Plan, Profile, build_plan
 from centernet_trt.builder.prepare import Reporter, Silence, prepare
 from centernet_trt.errors import CalibrationError, InputError
 from centernet_trt.runtime.bundle import MANIFEST, EngineBundle, record_file
@@ -100,7 +99,7 @@ def build(
             plan = build_plan(
                 prepared.model,
                 prepared.input.name,
-                _plan_profile(profile),
+                Profile(profile.batch, profile.height, profile.width),
                 flavour=flavour,
                 target=options.target,
                 tf32=options.tf32,
@@ -136,7 +135,7 @@ def resolve_profile(spec: ModelSpec, options: BuildOptions) -> ProfileRecord:
     Raises:
         InputError: a range that contradicts a fixed size, or sides that the size rule never gives.
     """
-    batch = options.batch or ShapeRange(min=1, opt=1, max=8)
+    batch = options.batch or ShapeRange.of(1, 1, 8)
     size = spec.input.size
     if isinstance(size, FixedSize):
         sides = {"height": size.height, "width": size.width}
@@ -147,10 +146,10 @@ def resolve_profile(spec: ModelSpec, options: BuildOptions) -> ProfileRecord:
                     f"--{what} {asked} was asked for, the spec fixes the {what} at {side}",
                     f"leave --{what} out, or change [spec.input.size]",
                 )
-        fixed = {what: ShapeRange(min=side, opt=side, max=side) for what, side in sides.items()}
+        fixed = {what: ShapeRange.of(side, side, side) for what, side in sides.items()}
         return ProfileRecord(batch=batch, **fixed)
     step = size.multiple
-    usual = ShapeRange(min=step, opt=max(512 // step, 1) * step, max=max(1024 // step, 1) * step)
+    usual = ShapeRange.of(step, max(512 // step, 1) * step, max(1024 // step, 1) * step)
     ranges = {"height": options.height or usual, "width": options.width or usual}
     for what, asked in ranges.items():
         if asked.min % step or asked.opt % step or asked.max % step:
@@ -192,8 +191,3 @@ def _write_plan(plan: Plan, folder: Path) -> PlanRecord:
 def _plain_command(model: Path, output: Path, options: BuildOptions) -> str:
     words = ["centernet-trt", "build", str(model), "--output", str(output), "--precision", options.precision]
     return shlex.join(words) + "  # built from Python: add --spec"
-
-
-def _plan_profile(profile):
-    f=lambda r: P.ShapeRange(r.min,r.opt,r.max)
-    return P.Profile(f(profile.batch),f(profile.height),f(profile.width))

@@ -6,7 +6,7 @@ from onnx import ModelProto, TensorProto
 
 from centernet_trt.builder.inference import element_types
 
-_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.INT8: "int8"}
+_NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.INT8: "int8"}
 
 
 def requested_layers(model: ModelProto, kept_fp32: dict[str, str]) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def requested_layers(model: ModelProto, kept_fp32: dict[str, str]) -> list[dict[
         row = {
             "name": node.name,
             "op": node.op_type,
-            "precision": _NAMES.get(kind, TensorProto.DataType.Name(kind).lower()),
+            "precision": _NAMES.get(kind, str(TensorProto.DataType.Name(kind)).lower()),
             "source": "graph",
         }
         if node.name in kept_fp32:

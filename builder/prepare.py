@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 
 from onnx import ModelProto
 
-from centernet_trt.builder.inference import refresh_shapes
 from centernet_trt.builder.equivalence import HeadError, check_dynamic_batch, compare_models
+from centernet_trt.builder.inference import refresh_shapes
 from centernet_trt.builder.loading import load_model
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities

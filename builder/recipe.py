@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from centernet_trt.errors import SpecError
+from centernet_trt.errors import InputError, SpecError
 from centernet_trt.runtime.manifest import Precision, ShapeRange
 from centernet_trt.runtime.presets import describe_validation, spec_from_mapping
 from centernet_trt.runtime.spec import ModelSpec
@@ -41,7 +41,12 @@ class RecipeBuild(RecipePart):
     @field_validator("batch", "height", "width", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
-        return parse_range(value) if isinstance(value, (str, int)) else value
+        if not isinstance(value, (str, int)):
+            return value
+        try:
+            return ShapeRange.parse(str(value))
+        except InputError as error:
+            raise ValueError(error.message) from None
 
 
 class PublishedAccuracy(RecipePart):
@@ -63,21 +68,6 @@ class Recipe(RecipePart):
     spec: ModelSpec
     build: RecipeBuild = RecipeBuild()
     published: tuple[PublishedAccuracy, ...] = ()
-
-
-def parse_range(text: str | int) -> ShapeRange:
-    """`MIN:OPT:MAX`, or one number for all three.
-
-    Raises:
-        ValueError: not of that form, not positive, or not ascending.
-    """
-    parts = str(text).split(":")
-    if len(parts) not in (1, 3) or not all(part.strip().isdigit() for part in parts):
-        raise ValueError(f"MIN:OPT:MAX or one number was expected, found {text!r}")
-    numbers = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
-    if not 0 < numbers[0] <= numbers[1] <= numbers[2]:
-        raise ValueError(f"0 < MIN <= OPT <= MAX was expected, found {text!r}")
-    return ShapeRange(min=numbers[0], opt=numbers[1], max=numbers[2])
 
 
 def recipe_names() -> tuple[str, ...]:

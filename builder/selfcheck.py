@@ -5,8 +5,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from centernet_trt.builder.equivalence import run_model
 from centernet_trt.builder.flavours import FlavourName, load_flavour
-from centernet_trt.builder.plan import build_plan
-from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
+from centernet_trt.builder.plan import Profile, build_plan
+from centernet_trt.runtime.manifest import ShapeRange
 
 
 def tiny_model() -> ModelProto:
@@ -15,8 +15,8 @@ def tiny_model() -> ModelProto:
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
         "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1, 3, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, [1, 2, 8, 8])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["batch", 2, 8, 8])],
         [numpy_helper.from_array(weight, "w")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -31,7 +31,5 @@ def try_onnxruntime() -> str:
 
 def try_tensorrt(name: FlavourName) -> str:
     """Compile a convolution with this flavour; what was built. Raises BackendError when it cannot."""
-    one, side = ShapeRange(min=1, opt=1, max=1), ShapeRange(min=8, opt=8, max=8)
-    profile = ProfileRecord(batch=one, height=side, width=side)
-    plan = build_plan(tiny_model(), "x", profile, flavour=load_flavour(name))
+    plan = build_plan(tiny_model(), "x", Profile(ShapeRange.of(1, 1, 1)), flavour=load_flavour(name))
     return f"compiles a convolution: a plan of {len(plan.data)} bytes, target {plan.target}, {plan.seconds:.1f} s"

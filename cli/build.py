@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from centernet_trt.builder.recipe import Recipe, parse_range, read_recipe, recipe_names
+from centernet_trt.builder.recipe import Recipe, read_recipe, recipe_names
 from centernet_trt.cli.console import BuildProgress, err, out, progress_bar, write_json
 from centernet_trt.errors import InputError, ModelError, SpecError
 from centernet_trt.runtime.bundle import EngineBundle, sha256_of
@@ -37,9 +37,9 @@ class PrecisionChoice(StrEnum):
 
 def _range(text: str) -> ShapeRange:
     try:
-        return parse_range(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        return ShapeRange.parse(text)
+    except InputError as error:
+        raise typer.BadParameter(error.message) from None
 
 
 _RangeOption = typer.Option(parser=_range, metavar="MIN:OPT:MAX", show_default=False)

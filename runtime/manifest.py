@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from centernet_trt.errors import InputError
 from centernet_trt.runtime.spec import ModelSpec
 
 SCHEMA: Literal[1] = 1
@@ -29,15 +30,37 @@ class FileRecord(ManifestModel):
 class ShapeRange(ManifestModel):
     """The values that one dimension may take: smallest, the one to tune for, largest."""
 
-    min: int = Field(gt=0)
-    opt: int = Field(gt=0)
-    max: int = Field(gt=0)
+    min: int
+    opt: int
+    max: int
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
-        if not self.min <= self.opt <= self.max:
-            raise ValueError(f"min <= opt <= max was expected, found {self}")
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ValueError(f"1 <= MIN <= OPT <= MAX was expected, found {self.min}:{self.opt}:{self.max}")
         return self
+
+    @classmethod
+    def of(cls, smallest: int, tuned: int, largest: int) -> "ShapeRange":
+        """The range of these three; InputError when they are not ordered."""
+        if not 1 <= smallest <= tuned <= largest:
+            raise InputError(
+                f"range {smallest}:{tuned}:{largest} is not ordered: 1 <= MIN <= OPT <= MAX was expected",
+                "write it as MIN:OPT:MAX, such as 1:4:8",
+            )
+        return cls(min=smallest, opt=tuned, max=largest)
+
+    @classmethod
+    def parse(cls, text: str) -> "ShapeRange":
+        """Read `1:4:8` (smallest, tuned for, largest) or `4` (all three); InputError for anything else."""
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.strip().isdecimal() for part in parts):
+            raise InputError(
+                f"{text!r} is not a range",
+                "write MIN:OPT:MAX, such as 1:4:8, or one number that is all three",
+            )
+        numbers = [int(part) for part in parts]
+        return cls.of(*numbers) if len(numbers) == 3 else cls.of(*numbers * 3)
 
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}" if self.min != self.max else str(self.min)

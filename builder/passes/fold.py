@@ -1,0 +1,181 @@
+"""Structural clean-up: constants computed once, batch norms folded, nodes that do nothing removed.
+
+Each pass keeps ONNX Runtime's outputs within 1e-5 relative. `fold_batch_norm` lives in a module of its own.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from centernet_trt.builder import graph as g
+from centernet_trt.builder.equivalence import run_model
+from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.errors import BackendError
+
+__all__ = ["constants_to_initializers", "fold_batch_norm", "fold_constants", "remove_identities"]
+
+# Random operators are never constant; Q/DQ say where int8 is, so folding them would throw that away.
+_NEVER_FOLDED = {
+    "Bernoulli",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "Multinomial",
+    "QuantizeLinear",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
+# A constant that folding would inflate beyond this stays computed (ConstantOfShape, Tile, Expand).
+_LARGEST_GROWTH = 16 << 20
+
+
+def constants_to_initializers(model: ModelProto) -> ModelProto:
+    """Return the model with numeric Constant nodes turned into initialisers of the same tensor names.
+
+    A Constant that is itself a graph output stays: backends do not take an initialiser for an output.
+    """
+    model = g.copy_model(model)
+    outputs = {value.name for value in model.graph.output}
+    gone: list[int] = []
+    for index, node in enumerate(model.graph.node):
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.output[0] not in outputs:
+            value = _constant_value(node)
+            if value is not None:
+                value.name = node.output[0]
+                model.graph.initializer.append(value)
+                gone.append(index)
+    g.remove_at(model.graph.node, gone)
+    return model
+
+
+def _constant_value(node: NodeProto) -> TensorProto | None:
+    """Return what a Constant node holds; None for strings and sparse tensors."""
+    attr = node.attribute[0]
+    if attr.name == "value":
+        held = TensorProto()
+        held.CopyFrom(attr.t)
+        return held
+    dtypes: dict[str, Any] = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
+    if attr.name not in dtypes:
+        return None
+    array = np.array(helper.get_attribute_value(attr), dtype=dtypes[attr.name])
+    return numpy_helper.from_array(array)
+
+
+def fold_constants(model: ModelProto) -> ModelProto:
+    """Return the model with every node that has only constant inputs replaced by its result.
+
+    ONNX Runtime computes the results. Left alone: random operators, QuantizeLinear and DequantizeLinear,
+    nodes with subgraphs, what ONNX Runtime cannot run, what would grow the file by more than 16 MB, and what
+    makes a graph output. Shapes of tensors are never taken for constants, so a batch cannot get baked in.
+    """
+    model = constants_to_initializers(model)
+    graph = model.graph
+    known = {t.name: g.as_array(t) for t in graph.initializer if t.data_type != TensorProto.STRING}
+    outputs = {value.name for value in graph.output}
+    gone: list[int] = []
+    for index, node in enumerate(graph.node):
+        if outputs.intersection(node.output) or not _foldable(node, known):
+            continue
+        results = _evaluate(model, node, known)
+        if results is not None:
+            known.update(results)
+            for name, array in results.items():
+                g.add_initializer(graph, name, array)
+            gone.append(index)
+    g.remove_at(graph.node, gone)
+    g.prune(graph)
+    return model
+
+
+def _foldable(node: NodeProto, known: dict[str, NDArray[Any]]) -> bool:
+    if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER_FOLDED or node.op_type == "Constant":
+        return False
+    # In training mode a Dropout is random, too.
+    if node.op_type == "Dropout" and len(node.input) > 2:
+        return False
+    return not g.subgraphs(node) and all(name in known for name in node.input if name)
+
+
+def _evaluate(
+    model: ModelProto, node: NodeProto, known: dict[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]] | None:
+    """Compute a node by running it alone; None when ONNX Runtime cannot, or the result is too large."""
+    names = list(dict.fromkeys(name for name in node.input if name))
+    inputs = [
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(known[name].dtype), list(known[name].shape)
+        )
+        for name in names
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = helper.make_graph([node], "constant", inputs, outputs)
+    opsets = [helper.make_opsetid("", g.main_opset(model))]
+    lone = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
+    try:
+        results = run_model(lone, {name: known[name] for name in names}, threads=1)
+    except BackendError:
+        return None
+    grown = sum(array.nbytes for array in results.values()) - sum(known[name].nbytes for name in names)
+    return None if grown > _LARGEST_GROWTH else results
+
+
+def remove_identities(model: ModelProto) -> ModelProto:
+    """Return the model without Identity and inference-mode Dropout nodes; output names stay.
+
+    A node remains where it alone makes a graph output: of an input, of a constant, or of another output.
+    """
+    model = g.copy_model(model)
+    graph = model.graph
+    constants = g.initializers(graph)
+    fixed = {value.name for value in graph.input} | set(constants)
+    outputs = {value.name for value in graph.output}
+    uses = g.consumers(graph)
+    alias: dict[str, str] = {}
+    renamed: dict[str, str] = {}
+    gone: list[int] = []
+    for index, node in enumerate(graph.node):
+        if not _does_nothing(node, constants, uses, outputs):
+            continue
+        source, target = alias.get(node.input[0], node.input[0]), node.output[0]
+        if target not in outputs:
+            alias[target] = source
+        elif source not in fixed and source not in outputs and source not in renamed:
+            # The maker of `source` takes over the output's name, and with it all other users.
+            renamed[source] = target
+        else:
+            continue
+        gone.append(index)
+    g.remove_at(graph.node, gone)
+    final = {name: renamed.get(source, source) for name, source in alias.items()} | renamed
+    g.rename_uses(graph.node, final)
+    for node in graph.node:
+        for index, name in enumerate(node.output):
+            node.output[index] = renamed.get(name, name)
+    g.keep_only(graph.value_info, lambda value: value.name not in final)
+    g.prune(graph)
+    return model
+
+
+def _does_nothing(
+    node: NodeProto, constants: dict[str, TensorProto], uses: dict[str, list[NodeProto]], outputs: set[str]
+) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type == "Identity":
+        return True
+    if node.op_type != "Dropout":
+        return False
+    if any(name in uses or name in outputs for name in node.output[1:]):
+        return False  # somebody reads the mask
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    return node.input[2] in constants and not g.as_array(constants[node.input[2]]).any()
