@@ -119,6 +119,16 @@ def import_seconds(module: str, rounds: int = 7) -> float:
     return statistics.median(once(f"import {module}") - once("pass") for _ in range(rounds))
 
 
+def table(result: dict[str, Any]) -> str:
+    """The decode rows as a Markdown table, as the README has it."""
+    lines = ["| map | host decode | official, PyTorch | ratio |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['map']} | {row['ours_ms']:.1f} ms | {row['official_torch_ms']:.1f} ms | {row['ratio']:.1f} |"
+        for row in result["decode"]
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the benchmark and print, and on request write, its rows."""
     parser = argparse.ArgumentParser(
@@ -138,7 +148,8 @@ def main() -> None:
         },
         "environment": environment().to_json(),
     }
-    print(json.dumps({k: v for k, v in result.items() if k != "environment"}, indent=2))
+    print(table(result))
+    print("seconds to import:", result["import_seconds"])
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

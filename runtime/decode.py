@@ -97,7 +97,7 @@ def decode_image(
         values = _gather(heads[head.tensor], y, x)
         if isinstance(head, PointsExtra):
             points = _points(values, head, cell, centre, box, spec.stride)
-            extra[head.name] = placement.to_source(points).reshape(len(points), -1)
+            extra[head.name] = placement.to_source(points).reshape(len(points), head.channels)
         else:
             extra[head.name] = values.astype(np.float32)
     xyxy = placement.to_source(box.reshape(-1, 2, 2)).reshape(-1, 4)

