@@ -52,7 +52,9 @@ def test_a_plan_is_built_without_a_gpu(rtx: Flavour) -> None:
     assert plan.version == rtx.version
     assert plan.target == "portable"
     assert plan.seconds > 0
-    assert plan.profile == Profile(ShapeRange.of(1, 1, 4), ShapeRange.of(16, 16, 16), ShapeRange.of(16, 16, 16))
+    assert plan.profile == Profile(
+        ShapeRange.of(1, 1, 4), ShapeRange.of(16, 16, 16), ShapeRange.of(16, 16, 16)
+    )
     assert not plan.tf32
     assert plan.log == []
     assert "data" not in repr(plan)
