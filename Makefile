@@ -45,11 +45,11 @@ lint: $(VENV)/.dev types ## ruff and mypy (strict)
 
 .PHONY: test
 test: lint ## lint, then every test but the slow ones (what CI runs)
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not gpu' tests
+	$(BIN)/python -m pytest -rs -n $(JOBS) -m 'not slow and not gpu' tests
 
 .PHONY: test-all
 test-all: lint ## every test
-	$(BIN)/python -m pytest -n $(JOBS) tests
+	$(BIN)/python -m pytest -rs -n $(JOBS) tests
 
 .PHONY: clean
 clean: ## remove what the targets made (not the cache of downloaded models)
