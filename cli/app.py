@@ -12,6 +12,7 @@ from centernet_trt.cli.detect import detect_command
 from centernet_trt.cli.doctor import doctor_command
 from centernet_trt.cli.eval import eval_command
 from centernet_trt.cli.fetch import fetch_command
+from centernet_trt.cli.inspect import inspect_command
 from centernet_trt.errors import CenterNetError
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.command("detect")(detect_command)
 app.command("eval")(eval_command)
 app.command("doctor")(doctor_command)
 app.command("fetch")(fetch_command)
+app.command("inspect")(inspect_command)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from centernet_trt.builder.recipe import Recipe, read_recipe, recipe_names
 from centernet_trt.cli.console import BuildProgress, err, out, progress_bar, write_json
-from centernet_trt.errors import InputError, ModelError, SpecError
+from centernet_trt.errors import InputError, ModelError
 from centernet_trt.runtime.bundle import EngineBundle, sha256_of
 from centernet_trt.runtime.manifest import Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
@@ -112,7 +112,7 @@ def build_command(
     name = recipe.name if recipe else path.stem
     folder = output or Path("engines") / f"{name}-{chosen}"
     with progress_bar() as progress:
-        bundle = build(path, _spec_of(recipe, spec), folder, options, BuildProgress(progress))
+        bundle = build(path, _spec_of(recipe, spec, path), folder, options, BuildProgress(progress))
     show_bundle(bundle)
     if json_file is not None:
         write_json(json_file, bundle.manifest.model_dump(mode="json", by_alias=True))
@@ -122,15 +122,21 @@ def _is_recipe(model: str) -> bool:
     return model in recipe_names() or Path(model).suffix == ".toml"
 
 
-def _spec_of(recipe: Recipe | None, spec: str | None) -> ModelSpec:
+def _spec_of(recipe: Recipe | None, spec: str | None, model: Path) -> ModelSpec:
+    """The spec: given, the recipe's, or guessed from the graph and shown."""
+    from centernet_trt.builder.guess import guess_spec
+    from centernet_trt.builder.loading import load_model
+
     if spec is not None:
         return read_spec(spec)
     if recipe is not None:
         return recipe.spec
-    raise SpecError(
-        "nothing says what the network means",
-        f"add --spec with a preset ({', '.join(PRESET_NAMES)}) or a file, or build a recipe ({', '.join(recipe_names())})",
-    )
+    guess = guess_spec(load_model(model))
+    found = guess.require_spec()
+    err.print("no --spec was given; guessed from the graph:")
+    for reason in guess.reasons:
+        err.print(f"  {reason}", highlight=False, markup=False)
+    return found
 
 
 def _model_of(recipe: Recipe, folder: Path, given: Path | None) -> Path:

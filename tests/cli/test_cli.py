@@ -89,6 +89,55 @@ def test_build_then_detect(run: Any, tmp_path: Path, pictures: Path) -> None:
     assert (tmp_path / "out" / "b-detections.jpg").is_file()
 
 
+def test_build_guesses_a_spec_that_is_plain(run: Any, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path)
+    done = run(
+        "build",
+        model,
+        "-o",
+        tmp_path / "b",
+        "--flavour",
+        "none",
+        "--height",
+        "32:64:64",
+        "--width",
+        "32:64:64",
+    )
+    assert done.code == 0, done.err
+    assert "heatmap is hm, 2 classes: by its name" in done.err
+    assert EngineBundle.load(tmp_path / "b").manifest.spec.heads.tensors == ("hm", "wh", "reg")
+
+
+def test_inspect_a_graph_and_a_bundle(run: Any, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path)
+    done = run("inspect", model, "--json", tmp_path / "m.json")
+    assert done.code == 0, done.err
+    assert "heatmap is hm, 2 classes: by its name" in done.out
+    # 6 channels x 3 x 4 x 4 weights and 6 biases.
+    assert "0.000 M parameters" in done.out
+    assert json.loads((tmp_path / "m.json").read_text())["spec"]["heads"]["box"]["tensor"] == "wh"
+    run(
+        "build",
+        model,
+        "-o",
+        tmp_path / "b",
+        "--flavour",
+        "none",
+        "--height",
+        "32:64:64",
+        "--width",
+        "32:64:64",
+    )
+    done = run(
+        "inspect", tmp_path / "b", "--layers", "--png", tmp_path / "p.png", "--json", tmp_path / "b.json"
+    )
+    assert done.code == 0, done.err
+    assert "layers, precision as requested: 3 fp16" in done.out
+    assert "shows on a GPU only" in done.err
+    assert cv2.imread(str(tmp_path / "p.png")) is not None
+    assert len(json.loads((tmp_path / "b.json").read_text())["layers"]) == 3
+
+
 def test_a_bad_picture_fails_alone_and_the_code_says_so(run: Any, tmp_path: Path, pictures: Path) -> None:
     write_tiny_bundle(tmp_path / "b")
     (pictures / "c.jpg").write_text("no picture")
@@ -159,7 +208,9 @@ def test_eval(run: Any, tmp_path: Path, pictures: Path) -> None:
         (["detect", "{tmp}/absent", "{tmp}/x.jpg"], "there is no file or folder"),
         (["detect", "{tmp}/absent", "{tmp}"], "holds no pictures"),
         (["build", "{tmp}/absent.onnx", "--spec", "official"], "absent.onnx"),
-        (["build", "{tmp}/x.onnx"], "nothing says what the network means"),
+        (["build", "{tmp}/x.onnx"], "x.onnx"),
+        (["inspect", "{tmp}/x.onnx"], "x.onnx"),
+        (["inspect", "{tmp}"], "no engine bundle"),
         (["build", "{tmp}/x.onnx", "--spec", "ofical"], "neither a preset nor"),
         (["build", "coco-mobilenetv3"], "does not bring its weights"),
         (["build", "{tmp}/absent.toml"], "cannot read the recipe"),
