@@ -115,7 +115,8 @@ def _inspect_bundle(path: Path, layers: bool, picture: Path | None) -> dict[str,
         f"made by {manifest.product} at {manifest.created}: {escape(manifest.command)}", highlight=False
     )
     err.print(
-        "[yellow]note:[/] layers as the graph asks for them; what the engine made of them shows on a GPU only"
+        "[yellow]note:[/] layers as asked for; what an engine made of them shows on a GPU only",
+        soft_wrap=True,
     )
     if layers:
         out.print(_layer_table(rows))
