@@ -1,6 +1,6 @@
 """Types a graph fp16: every float activation and weight, but for the nodes that cannot be."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,8 +37,9 @@ class Fp16Result:
 def to_fp16(
     model: ModelProto,
     *,
-    keep_fp32: Collection[str] = (),
+    keep_fp32: Collection[str] | Mapping[str, str] = (),
     io_types: Literal["fp16", "fp32"] = "fp16",
+    output_types: Literal["fp16", "fp32"] | None = None,
     scales: Literal["fp32", "fp16"] = "fp32",
 ) -> Fp16Result:
     """Return the model with float32 made float16, as a strongly typed backend wants it.
@@ -51,8 +52,9 @@ def to_fp16(
 
     Args:
         model: opset 13 or newer, no subgraphs, no operators unknown to ONNX.
-        keep_fp32: node names as `graph.name_nodes` gives them.
+        keep_fp32: node names as `graph.name_nodes` gives them; a mapping gives the reason of each.
         io_types: type of the float inputs and outputs of the graph.
+        output_types: type of its float outputs, where it is not `io_types`.
         scales: `fp16` lets Q/DQ nodes be fp16 (opset 19 on, scales not below 6.1e-5), so that no Cast stands
             between a DequantizeLinear and its convolution; `fp32` keeps them exact.
 
@@ -69,7 +71,8 @@ def to_fp16(
     inference.refresh_shapes(model)
     types = _all_types(model)
     kept = nodes_staying_fp32(model, types, keep_fp32, fp16_scales=scales == "fp16")
-    retyper = _Retyper(model.graph, types, kept, FP16 if io_types == "fp16" else FP32)
+    kinds = {"fp16": FP16, "fp32": FP32}
+    retyper = _Retyper(model.graph, types, kept, kinds[io_types], kinds[output_types or io_types])
     retyper.run()
     model = remove_identities(model)  # casts of the source whose two sides now agree
     inference.refresh_shapes(model)
@@ -102,11 +105,19 @@ def _all_types(model: ModelProto) -> dict[str, int]:
 class _Retyper:
     """Rewrites the nodes of one graph in their order (in place)."""
 
-    def __init__(self, graph: GraphProto, types: dict[str, int], kept: dict[str, str], io_type: int) -> None:
+    def __init__(
+        self,
+        graph: GraphProto,
+        types: dict[str, int],
+        kept: dict[str, str],
+        input_type: int,
+        output_type: int,
+    ) -> None:
         self.graph = graph
         self.types = types
         self.kept = kept
-        self.io_type = io_type
+        self.input_type = input_type
+        self.output_type = output_type
         self.constants = g.initializers(graph)
         self.taken = g.tensor_names(graph)
         self.node_names = {node.name for node in graph.node}
@@ -121,14 +132,14 @@ class _Retyper:
         """Retype the inputs, the nodes and the outputs."""
         for value in self.graph.input:
             if self._is_float(value.name):
-                self.actual[value.name] = self.io_type
-                value.type.tensor_type.elem_type = self.io_type
+                self.actual[value.name] = self.input_type
+                value.type.tensor_type.elem_type = self.input_type
         for node in self.graph.node:
             self._retype(node)
         for value in self.graph.output:
             if self._is_float(value.name):
                 self._retype_output(value.name)
-                value.type.tensor_type.elem_type = self.io_type
+                value.type.tensor_type.elem_type = self.output_type
         nodes = self.nodes
         del self.graph.node[:]
         self.graph.node.extend(nodes)
@@ -197,15 +208,15 @@ class _Retyper:
         return self.versions[key]
 
     def _retype_output(self, name: str) -> None:
-        """Let the output be of the graph's I/O type under its own name."""
+        """Let the output be of the graph's output type under its own name."""
         if name in self.constants or name not in self.actual:
             raise ModelError(f"output {name!r} is a constant", "leave it out of the heads")
         kind = self.actual[name]
-        if kind == self.io_type:
+        if kind == self.output_type:
             return
         inner = g.fresh_name(f"{name}/{_SHORT[kind]}", self.taken)
         renames = {name: inner}
-        existing = self.versions.get((name, self.io_type))
+        existing = self.versions.get((name, self.output_type))
         if existing is not None:
             # Somebody wanted it in that type already: that cast makes the output.
             renames[existing] = name
@@ -214,7 +225,7 @@ class _Retyper:
                 for index, old in enumerate(field):
                     field[index] = renames.get(old, old)
         if existing is None:
-            self.nodes.append(self._cast(inner, name, self.io_type))
+            self.nodes.append(self._cast(inner, name, self.output_type))
 
     def _restore_constant_names(self) -> None:
         """Give the fp16 version of a constant the old name where nothing uses the fp32 one any more."""

@@ -1,6 +1,6 @@
 """Decides which nodes of a graph stay fp32 when the rest becomes fp16, and says why."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,14 +59,18 @@ def slot_stays_fp32(node: NodeProto, index: int) -> bool:
 
 
 def nodes_staying_fp32(
-    model: ModelProto, types: dict[str, int], keep_fp32: Collection[str], *, fp16_scales: bool
+    model: ModelProto,
+    types: dict[str, int],
+    keep_fp32: Collection[str] | Mapping[str, str],
+    *,
+    fp16_scales: bool,
 ) -> dict[str, str]:
     """Return the reason for each node that stays fp32, by node name.
 
     Args:
         model: named nodes in topological order, no subgraphs, constants as initialisers.
         types: the element type of each tensor.
-        keep_fp32: nodes that the caller wants in fp32.
+        keep_fp32: nodes that the caller wants in fp32; a mapping gives the reason of each.
         fp16_scales: let QuantizeLinear and DequantizeLinear be fp16, where the opset and their scales allow.
 
     Raises:
@@ -80,11 +84,14 @@ def nodes_staying_fp32(
                 f"no node is called {name!r}" + (f"; near names: {', '.join(near)}" if near else ""),
                 "name nodes as `graph.name_nodes` does",
             )
+    asked = (
+        keep_fp32 if isinstance(keep_fp32, Mapping) else dict.fromkeys(keep_fp32, "asked for by keep_fp32")
+    )
     rules = _Rules(g.main_opset(model), types, g.initializers(model.graph), fp16_scales)
     reasons = _shape_arithmetic(model, types)
     reasons.update(_grids(model))
     for name, node in nodes.items():
-        reason = "asked for by keep_fp32" if name in keep_fp32 else reasons.get(name) or rules.reason(node)
+        reason = asked.get(name) or reasons.get(name) or rules.reason(node)
         if reason and rules.touches_float(node):
             reasons[name] = reason
         else:
