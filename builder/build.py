@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +12,15 @@ import onnx
 from onnx import ModelProto
 
 from centernet_trt import __version__
+from centernet_trt.builder.calibration.images import CalibrationImage, images_of
 from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.graph import copy_model
 from centernet_trt.builder.inference import PROTOBUF_LIMIT, serialised_size
 from centernet_trt.builder.layers import requested_layers
 from centernet_trt.builder.plan import Plan, Profile, build_plan
-from centernet_trt.builder.prepare import Reporter, Silence, prepare
-from centernet_trt.errors import CalibrationError, InputError
+from centernet_trt.builder.prepare import Reporter, Silence, Typing, prepare
+from centernet_trt.calib_data import FOLDER
+from centernet_trt.errors import InputError
 from centernet_trt.runtime.bundle import MANIFEST, EngineBundle, record_file
 from centernet_trt.runtime.bundle_writer import replacing_folder
 from centernet_trt.runtime.manifest import (
@@ -41,7 +44,10 @@ class BuildOptions:
         height: rows of the network input, for a spec whose size is not fixed; None is up to 1024, tuned for 512.
         width: columns, likewise.
         flavour: which TensorRT compiles the plan; `none` leaves the bundle without a plan.
-        target: GPUs to build for; None is the flavour's default.
+        targets: GPUs to build a plan for each; none is the flavour's default.
+        heads: type of the head tensors where the graph is not fp32; `fp32` keeps their last convolutions in fp32.
+        calibration: a folder of images, or a COCO file: what fp16's range check looks at; None is the pictures that
+            ship with the product.
         tf32: let fp32 convolutions round their inputs to TF32.
         command: recorded in the manifest as the line that makes this bundle again; None for the plain one.
     """
@@ -51,7 +57,9 @@ class BuildOptions:
     height: ShapeRange | None = None
     width: ShapeRange | None = None
     flavour: Literal["auto", "rtx", "tensorrt", "none"] = "auto"
-    target: str | None = None
+    targets: tuple[str, ...] = ()
+    heads: Literal["fp16", "fp32"] = "fp16"
+    calibration: Path | None = None
     tf32: bool = False
     command: str | None = None
 
@@ -77,35 +85,48 @@ def build(
         SpecError: the spec does not fit the graph.
         InputError: a range of the options does not fit the spec.
         BundleError: the output folder cannot be written.
+        CalibrationError: the calibration images cannot be used.
         BackendError: TensorRT is missing or refuses the graph.
     """
     options, reporter = options or BuildOptions(), reporter or Silence()
-    if options.precision == "int8":
-        raise CalibrationError("int8 is not built by this version", "build with --precision fp16")
     profile = resolve_profile(spec, options)
     # Whatever is missing should show before minutes of work, so TensorRT is looked for and the folder made first.
     flavour = None if options.flavour == "none" else load_flavour(options.flavour)
+    targets = () if flavour is None else options.targets or (flavour.default_target,)
+    for target in targets:
+        assert flavour is not None
+        flavour.require_device(target)
     with replacing_folder(output) as folder:
         reporter.stage("graph")
-        prepared = prepare(model, spec, profile, options.precision, reporter)
+        typing = Typing(
+            options.precision,
+            options.heads,
+            _images(options),
+            lower_deform_conv=flavour is not None and not flavour.imports_deform_conv,
+        )
+        prepared = prepare(model, spec, profile, typing, reporter)
         reporter.stage("write")
         record = _write_model(prepared.model, folder)
         layers = folder / "layers.json"
         layers.write_text(json.dumps(requested_layers(prepared.model, prepared.kept_fp32), indent=1) + "\n")
-        plans: tuple[PlanRecord, ...] = ()
-        notes: tuple[str, ...] = ()
-        if flavour is not None:
-            reporter.stage(f"TensorRT ({flavour.name} {flavour.version})")
+        plans: list[PlanRecord] = []
+        notes: list[str] = []
+        for target in targets:
+            assert flavour is not None
+            reporter.stage(f"TensorRT ({flavour.name} {flavour.version}, {target})")
             plan = build_plan(
                 prepared.model,
                 prepared.input.name,
                 Profile(profile.batch, profile.height, profile.width),
                 flavour=flavour,
-                target=options.target,
+                target=target,
                 tf32=options.tf32,
                 progress=reporter.step,
             )
-            plans, notes = (_write_plan(plan, folder),), tuple(plan.log)
+            plans.append(_write_plan(plan, folder))
+            notes += [line for line in plan.log if line not in notes]
+        if plans and flavour is not None and options.precision == "int8":
+            notes += flavour.int8_notes
         manifest = Manifest(
             name=output.name,
             product=f"centernet-trt {__version__}",
@@ -118,12 +139,12 @@ def build(
             heads=prepared.heads,
             source=record_file(model),
             model=record,
-            plans=plans,
+            plans=tuple(plans),
             files=(record_file(layers), *_external_data(folder)),
             passes=tuple(prepared.passes),
             kept_fp32=prepared.kept_fp32,
             comparison=prepared.comparison,
-            notes=notes,
+            notes=tuple(notes),
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return EngineBundle(output, manifest)
@@ -158,6 +179,13 @@ def resolve_profile(spec: ModelSpec, options: BuildOptions) -> ProfileRecord:
                 f"give multiples of {step}",
             )
     return ProfileRecord(batch=batch, **ranges)
+
+
+def _images(options: BuildOptions) -> Sequence[CalibrationImage]:
+    """What fp16's range check looks at."""
+    if options.precision == "fp32":
+        return ()
+    return tuple(images_of(options.calibration or FOLDER))
 
 
 def _write_model(model: ModelProto, folder: Path) -> FileRecord:

@@ -44,6 +44,9 @@ class _Row:
     has_timing_cache: bool
     default_target: str
     targets: Mapping[str, tuple[str, ...]]
+    imports_deform_conv: bool
+    build_flags: tuple[str, ...]
+    int8_notes: tuple[str, ...]
 
 
 _TABLE: Mapping[str, _Row] = {
@@ -55,6 +58,14 @@ _TABLE: Mapping[str, _Row] = {
         has_timing_cache=False,
         default_target="portable",
         targets=_RTX_TARGETS,
+        # "Plugin not found": it has no plugin library.
+        imports_deform_conv=False,
+        # Without it the runtime may allocate while it runs, which a CUDA graph cannot capture.
+        build_flags=("REQUIRE_USER_ALLOCATION",),
+        # Its documents speak of int8 weights only; what its int8 convolutions run as, nobody here has seen.
+        int8_notes=(
+            "TensorRT for RTX: whether int8 convolutions run as int8, or faster than fp16, is unverified",
+        ),
     ),
     "tensorrt": _Row(
         module_name="tensorrt",
@@ -64,6 +75,9 @@ _TABLE: Mapping[str, _Row] = {
         default_target="current",
         # It always builds for the GPU at hand, so there is nothing to set.
         targets={"current": ()},
+        imports_deform_conv=True,
+        build_flags=(),
+        int8_notes=(),
     ),
 }
 
@@ -87,6 +101,9 @@ class Flavour:
     has_timing_cache: bool
     default_target: str
     targets: Mapping[str, tuple[str, ...]]
+    imports_deform_conv: bool
+    build_flags: tuple[str, ...]
+    int8_notes: tuple[str, ...]
 
     @property
     def version(self) -> str:
@@ -153,7 +170,15 @@ def load_flavour(name: FlavourName = "auto") -> Flavour:
             f"{row.module_name} does not load: {error}", f"install it again: {row.install}"
         ) from error
     return Flavour(
-        name, module, row.builds_without_gpu, row.has_timing_cache, row.default_target, row.targets
+        name,
+        module,
+        row.builds_without_gpu,
+        row.has_timing_cache,
+        row.default_target,
+        row.targets,
+        row.imports_deform_conv,
+        row.build_flags,
+        row.int8_notes,
     )
 
 

@@ -98,15 +98,22 @@ def measure_ranges(
     return ranges
 
 
-def nodes_beyond_fp16(model: ModelProto, ranges: dict[str, TensorRange]) -> dict[str, str]:
+def nodes_beyond_fp16(
+    model: ModelProto, ranges: dict[str, TensorRange], *, heads_in_fp32: bool = False
+) -> dict[str, str]:
     """The nodes that must stay fp32, with the reason: they make or read a tensor too large for fp16.
+
+    Args:
+        model: named nodes.
+        ranges: from `measure_ranges`.
+        heads_in_fp32: the graph's outputs will be fp32.
 
     Raises:
         ModelError: a graph output is too large: no cast behind it can bring it into fp16.
     """
     large = {name: r for name, r in ranges.items() if r.largest * HEADROOM > FP16_LARGEST}
     for value in model.graph.output:
-        if value.name in large and large[value.name].overflowing:
+        if not heads_in_fp32 and value.name in large and large[value.name].overflowing:
             raise ModelError(
                 f"head {value.name!r} reaches {large[value.name].largest:.3g}, fp16 ends at {FP16_LARGEST:.0f}",
                 "build with --heads fp32, or with --precision fp32",

@@ -125,6 +125,8 @@ def _build(
     config = builder.create_builder_config()
     # Set both ways: the default differs from version to version.
     (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    for flag in flavour.build_flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
     config.progress_monitor = monitor
     if capabilities:
         config.num_compute_capabilities = len(capabilities)

@@ -1,22 +1,28 @@
 """A source ONNX file -> the typed graph that is compiled, pass by pass, compared with its source."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
+from centernet_trt.builder.calibration.images import CalibrationImage
+from centernet_trt.builder.deformable import has_deform_conv, standardise_deform_conv
+from centernet_trt.builder.deformable_lowering import lower_deform_conv
+from centernet_trt.builder.deformable_spellings import FOREIGN_OPS
 from centernet_trt.builder.equivalence import HeadError, check_dynamic_batch, compare_models
+from centernet_trt.builder.fp16_ranges import measure_ranges, nodes_beyond_fp16, nodes_of_heads
 from centernet_trt.builder.inference import refresh_shapes
 from centernet_trt.builder.loading import load_model
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.passes.heads import keep_heads
+from centernet_trt.builder.passes.quantised import carries_quantisation, repair_quantised
 from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
-from centernet_trt.errors import ModelError, SpecError
+from centernet_trt.errors import CalibrationError, InputError, ModelError, SpecError
 from centernet_trt.runtime.decode import check_heads
 from centernet_trt.runtime.manifest import (
     HeadComparison,
@@ -65,46 +71,107 @@ class Prepared:
     passes: list[PassRecord] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Typing:
+    """How a graph is typed.
+
+    Attributes:
+        precision: of weights and activations.
+        heads: type of the head tensors in an fp16 or int8 graph; `fp32` computes their last convolutions in fp32.
+        images: what the fp16 range check runs the graph on.
+        lower_deform_conv: write deformable convolutions in standard operators, for a parser that does not know them.
+    """
+
+    precision: Precision = "fp16"
+    heads: Literal["fp16", "fp32"] = "fp16"
+    images: Sequence[CalibrationImage] = ()
+    lower_deform_conv: bool = False
+
+
 def prepare(
-    path: Path,
-    spec: ModelSpec,
-    profile: ProfileRecord,
-    precision: Precision,
-    reporter: Reporter | None = None,
+    path: Path, spec: ModelSpec, profile: ProfileRecord, typing: Typing, reporter: Reporter | None = None
 ) -> Prepared:
     """The typed graph of an ONNX file: every pass but the plan, compared with its source. Raises as `build.build`."""
-    passes = _Passes(reporter or Silence())
-    model = passes.run("load", lambda: load_model(path))
+    reporter = reporter or Silence()
+    passes = _Passes(reporter)
+    model = passes.run("load", lambda: load_model(path, foreign_ops=FOREIGN_OPS))
     spec = _with_input_name(spec, model)
     name = spec.input.name or ""
-    size = spec.input.size
-    if isinstance(size, FixedSize):
-        model = passes.run("shapes", lambda: set_input_size(model, name, size.height, size.width))
-    model = passes.run("shapes", lambda: make_dynamic(model, name, size=not isinstance(size, FixedSize)))
-    source = passes.run("heads", lambda: keep_heads(model, spec.heads.tensors))
+    source = _source(passes, model, spec, name)
     shape = (profile.height.opt, profile.width.opt)
     if profile.batch.max > 1:
         values = _values(spec.input)
         passes.run("batch check", lambda: check_dynamic_batch(source, name, (3, *shape), value_range=values))
     folded = passes.run("fold constants", lambda: fold_constants(constants_to_initializers(source)))
     typed = passes.run("fold batch norm", lambda: remove_identities(fold_batch_norm(folded)))
+    if typing.lower_deform_conv and has_deform_conv(typed):
+        typed = passes.run("deformable", lambda: lower_deform_conv(typed))
+    _check_precision(typed, typing.precision)
     kept: dict[str, str] = {}
-    kind: TensorType = "float32"
-    if precision == "fp16":
-        result = passes.run("fp16", lambda: to_fp16(typed))
-        typed, kept, kind = result.model, result.kept, "float16"
+    if typing.precision != "fp32":
+        refresh_shapes(typed)  # the range check asks for every tensor's type
+        kept = passes.run("fp16 ranges", lambda: _kept_fp32(typed, typing, spec, reporter))
+        result = passes.run("fp16", lambda: to_fp16(typed, keep_fp32=kept, output_types=typing.heads))
+        typed, kept = result.model, result.kept
     refresh_shapes(typed)  # the bundle's model states every tensor's type, which faithful mode reads
-    found = passes.run("compare", lambda: _compare(source, typed, spec, shape, precision))
+    found = passes.run("compare", lambda: _compare(source, typed, spec, shape, typing.precision))
     channels = _check_heads(found, spec, shape)
+    types = _tensor_types(typed)
     return Prepared(
         typed,
         spec,
-        TensorRecord(name=name, dtype=kind, channels=3),
-        tuple(TensorRecord(name=head, dtype=kind, channels=count) for head, count in channels.items()),
+        TensorRecord(name=name, dtype=types[name], channels=3),
+        tuple(TensorRecord(name=head, dtype=types[head], channels=count) for head, count in channels.items()),
         kept,
         _records(found, spec, shape),
         passes.records,
     )
+
+
+def _source(passes: "_Passes", model: ModelProto, spec: ModelSpec, name: str) -> ModelProto:
+    """The source graph, cut at the heads, of the size and batch to build for: what the typed graph is held to."""
+    if has_deform_conv(model):
+        model = passes.run("deformable", lambda: standardise_deform_conv(model))
+    size = spec.input.size
+    if isinstance(size, FixedSize):
+        model = passes.run("size", lambda: set_input_size(model, name, size.height, size.width))
+    # Cut first: what hangs behind the heads (a top-K, a reshape) may know one size only.
+    model = passes.run("heads", lambda: keep_heads(model, spec.heads.tensors))
+    model = passes.run("shapes", lambda: make_dynamic(model, name, size=not isinstance(size, FixedSize)))
+    if carries_quantisation(model):
+        model = passes.run("quantisation", lambda: repair_quantised(model))
+    return model
+
+
+def _check_precision(model: ModelProto, precision: Precision) -> None:
+    """A graph that is quantised is built as int8, and no other is (yet)."""
+    if carries_quantisation(model) != (precision == "int8"):
+        if precision == "int8":
+            raise CalibrationError("int8 is not built by this version", "build with --precision fp16")
+        raise InputError(
+            f"the graph carries quantisation of its own (Q/DQ), {precision} was asked for",
+            "build with --precision int8, or export the graph without its quantisation",
+        )
+
+
+def _kept_fp32(model: ModelProto, typing: Typing, spec: ModelSpec, reporter: Reporter) -> dict[str, str]:
+    """The nodes that must or shall stay fp32 in an fp16 graph, with the reasons."""
+
+    def progress(done: int, total: int) -> None:
+        reporter.step("fp16 ranges", done, total)
+
+    kept: dict[str, str] = {} if typing.heads == "fp16" else nodes_of_heads(model)
+    if typing.images:
+        ranges = measure_ranges(model, typing.images, spec.input, progress)
+        kept |= nodes_beyond_fp16(model, ranges, heads_in_fp32=typing.heads == "fp32")
+    return kept
+
+
+def _tensor_types(model: ModelProto) -> dict[str, TensorType]:
+    """The element types of the graph's inputs and outputs."""
+    names: dict[int, TensorType] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+    values = (*model.graph.input, *model.graph.output)
+    return {value.name: names[value.type.tensor_type.elem_type] for value in values}
 
 
 class _Passes:

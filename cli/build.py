@@ -27,6 +27,13 @@ class FlavourChoice(StrEnum):
     none = "none"
 
 
+class HeadsChoice(StrEnum):
+    """Type of the head tensors."""
+
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
 class PrecisionChoice(StrEnum):
     """Precision of weights and activations."""
 
@@ -80,7 +87,21 @@ def build_command(
     target: Annotated[
         str | None,
         typer.Option(
-            help="portable, current, or sm_75, sm_80, ... (RTX). [default: the flavour's]", show_default=False
+            metavar="TARGET,...",
+            help="portable, current, or sm_75, sm_80, ... (RTX); a plan for each. [default: the flavour's]",
+            show_default=False,
+        ),
+    ] = None,
+    heads: Annotated[
+        HeadsChoice,
+        typer.Option(help="Type of the head tensors; fp32 keeps their last convolutions in fp32."),
+    ] = HeadsChoice.fp16,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|COCO.json",
+            help="Images of your own (training set), for fp16's range check. [default: pictures that ship]",
+            show_default=False,
         ),
     ] = None,
     tf32: Annotated[
@@ -105,7 +126,9 @@ def build_command(
         height=height or (defaults.height if defaults else None),
         width=width or (defaults.width if defaults else None),
         flavour=flavour.value,
-        target=target,
+        targets=tuple(part.strip() for part in target.split(",")) if target else (),
+        heads=heads.value,
+        calibration=calibration,
         tf32=tf32,
         command=shlex.join(["centernet-trt", *sys.argv[1:]]),
     )
@@ -187,6 +210,8 @@ def show_bundle(bundle: EngineBundle) -> None:
             plan.file,
             f"{plan.bytes / 1e6:.1f} MB, {plan.flavour} {plan.version}, target {plan.target}, built in {plan.seconds:.1f} s",
         )
+    for note in manifest.notes:
+        table.add_row("note", note)
     if not manifest.plans:
         table.add_row("plan", "none (--flavour none)")
     out.print(table)

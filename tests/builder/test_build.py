@@ -11,7 +11,7 @@ from tiny_centernet import save_tiny_model, scene, tiny_spec
 
 from centernet_trt.builder import build as module
 from centernet_trt.builder.build import BuildOptions, build, resolve_profile
-from centernet_trt.errors import BundleError, CenterNetError, InputError, ModelError, SpecError
+from centernet_trt.errors import BundleError, InputError, ModelError, SpecError
 from centernet_trt.runtime import Detector, EngineBundle, preset
 from centernet_trt.runtime.manifest import ShapeRange
 
@@ -138,21 +138,82 @@ def test_output_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "thesis.txt").read_text() == "precious"
 
 
-def test_overflow_in_fp16_is_not_kept_quiet(tmp_path: Path) -> None:
+def beyond_fp16(tmp_path: Path, back: bool) -> Path:
+    """The tiny network with logits of about 8 times 60000: beyond 65504; `back`: divided again."""
     model = onnx.load(save_tiny_model(tmp_path))
-    # Logits of about 8, times 60000, divided again: beyond 65504 on the way.
     bias = next(t for t in model.graph.initializer if t.name == "hm.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(np.array([8, 8], dtype=np.float32), "hm.bias"))
-    big = onnx.numpy_helper.from_array(np.array(60000, dtype=np.float32), "big")
-    small = onnx.numpy_helper.from_array(np.array(1 / 60000, dtype=np.float32), "small")
-    model.graph.initializer.extend([big, small])
-    model.graph.node[0].output[0] = "logits"
-    model.graph.node.extend(
-        [
-            onnx.helper.make_node("Mul", ["logits", "big"], ["large"]),
-            onnx.helper.make_node("Mul", ["large", "small"], ["hm"]),
-        ]
+    constants = {"big": 60000.0, "small": 1 / 60000}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), name)
+        for name, value in constants.items()
     )
+    model.graph.node[0].output[0] = "logits"
+    large = "large" if back else "hm"
+    model.graph.node.append(onnx.helper.make_node("Mul", ["logits", "big"], [large], name="enlarge"))
+    if back:
+        model.graph.node.append(onnx.helper.make_node("Mul", ["large", "small"], ["hm"], name="reduce"))
     onnx.save(model, tmp_path / "big.onnx")
-    with pytest.raises(CenterNetError, match="'hm' overflows in fp16"):
-        build(tmp_path / "big.onnx", tiny_spec(), tmp_path / "b", options(precision="fp16"))
+    return tmp_path / "big.onnx"
+
+
+def test_what_fp16_cannot_hold_stays_fp32_and_says_why(tmp_path: Path) -> None:
+    model = beyond_fp16(tmp_path, back=True)
+    manifest = build(model, tiny_spec(), tmp_path / "b", options(precision="fp16")).manifest
+    assert set(manifest.kept_fp32) == {"enlarge", "reduce"}
+    assert "tensor large reaches" in manifest.kept_fp32["enlarge"]
+    assert manifest.comparison["hm"].max_rel < 1e-2
+    rows = {row["name"]: row for row in json.loads((tmp_path / "b" / "layers.json").read_text())}
+    assert rows["enlarge"]["precision"] == "fp32"
+    assert rows["enlarge"]["reason"] == manifest.kept_fp32["enlarge"]
+
+
+def test_a_head_that_fp16_cannot_hold_is_an_error_or_fp32(tmp_path: Path) -> None:
+    model = beyond_fp16(tmp_path, back=False)
+    with pytest.raises(ModelError, match="head 'hm' reaches") as error:
+        build(model, tiny_spec(), tmp_path / "b", options(precision="fp16"))
+    assert "--heads fp32" in error.value.hint
+    manifest = build(model, tiny_spec(), tmp_path / "b", options(precision="fp16", heads="fp32")).manifest
+    assert manifest.comparison["hm"].max_rel < 1e-2
+    assert {head.dtype for head in manifest.heads} == {"float32"}
+
+
+def test_fp32_heads_are_computed_in_fp32(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path)
+    manifest = build(model, tiny_spec(), tmp_path / "b", options(heads="fp32")).manifest
+    assert {head.dtype for head in manifest.heads} == {"float32"}
+    assert manifest.input.dtype == "float16"
+    assert set(manifest.kept_fp32.values()) == {f"makes the fp32 head {name}" for name in ("hm", "wh", "reg")}
+
+
+def test_several_targets_make_several_plans(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    model = save_tiny_model(tmp_path)
+    over = {"flavour": "rtx", "targets": ("portable", "sm_75")}
+    plans = build(model, tiny_spec(), tmp_path / "b", options(**over)).manifest.plans
+    assert [(plan.file, plan.target) for plan in plans] == [
+        ("rtx-portable.plan", "portable"),
+        ("rtx-sm_75.plan", "sm_75"),
+    ]
+    EngineBundle.load(tmp_path / "b")
+
+
+def test_a_quantised_graph_is_int8_and_nothing_else(tmp_path: Path) -> None:
+    model = onnx.load(save_tiny_model(tmp_path))
+    pair = {"s": np.array(1 / 127, np.float32), "z": np.zeros((), np.int8)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in pair.items())
+    for node in model.graph.node:
+        node.input[0] = "image_dq"
+    q = onnx.helper.make_node("QuantizeLinear", ["image", "s", "z"], ["image_q"], name="q")
+    dq = onnx.helper.make_node("DequantizeLinear", ["image_q", "s", "z"], ["image_dq"], name="dq")
+    nodes = [q, dq, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "q.onnx")
+    with pytest.raises(InputError, match="carries quantisation of its own"):
+        build(tmp_path / "q.onnx", tiny_spec(), tmp_path / "b", options(precision="fp16"))
+    bundle = build(tmp_path / "q.onnx", tiny_spec(), tmp_path / "b", options(precision="int8"))
+    kinds = {node.op_type for node in onnx.load(bundle.model_path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
+    with Detector.load(bundle, threads=1) as detector:
+        assert detector.detect(scene(), threshold=0.5).label.tolist() == [0]

@@ -1,0 +1,1 @@
+"""Calibration: images -> ranges -> histograms -> thresholds, and the record of them."""

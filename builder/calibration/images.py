@@ -1,0 +1,184 @@
+"""Calibration images: a folder, a COCO file or any iterable, each with its name and hash, one in memory at a time."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from centernet_trt.errors import CalibrationError, InputError
+from centernet_trt.runtime.images import IMAGE_SUFFIXES, BgrImage, ImageSource, as_bgr
+
+__all__ = ["FEWEST", "ADVISED", "CalibrationImage", "CalibrationImages", "images_from", "images_of"]
+
+FEWEST = 4
+"""Fewer images than this are refused: the ranges of so few are those of single pictures."""
+ADVISED = 100
+"""Fewer than this are used, with a note."""
+
+_MORE = "give 100 to 500 images of your training set, never of the validation set"
+
+
+@dataclass(frozen=True)
+class CalibrationImage:
+    """One image: what it is called, the SHA-256 of its file (of its pixels where it has none), and how to read it."""
+
+    name: str
+    sha256: str
+    read: Callable[[], BgrImage]
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """The images of a calibration, read again for each pass.
+
+    Attributes:
+        images: in the order of their names (of an iterable: as it gave them).
+        source: where they come from, for messages and records.
+        notes: what the user should know about them.
+        annotations: the COCO file, where the images came from one.
+    """
+
+    images: tuple[CalibrationImage, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+    annotations: Path | None = None
+    _spool: object = None  # keeps the temporary folder of an iterable alive
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[CalibrationImage]:
+        return iter(self.images)
+
+    def subset(self, rows: Sequence[int]) -> "CalibrationImages":
+        """The images of these places, in this order."""
+        chosen = tuple(self.images[row] for row in rows)
+        return CalibrationImages(chosen, self.source, (), self.annotations, self._spool)
+
+
+def images_of(source: Path) -> CalibrationImages:
+    """The images of a folder (its files, not those of folders inside), or those that a COCO file lists.
+
+    Every image is read once, so that a broken one is reported before minutes of work.
+
+    Raises:
+        CalibrationError: no such place, too few images, unreadable ones (all are named), or all of them equal.
+    """
+    if source.is_dir():
+        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        annotations = None
+    elif source.suffix.lower() == ".json" and source.is_file():
+        paths, annotations = _listed(source), source
+    else:
+        raise CalibrationError(
+            f"{source} is neither a folder of images nor a COCO file (.json)", f"--calibration: {_MORE}"
+        )
+    if len(paths) < FEWEST:
+        raise CalibrationError(
+            f"{source} has {len(paths)} images, at least {FEWEST} were expected", f"--calibration: {_MORE}"
+        )
+    kept, pixels, broken = [], [], []
+    for path in paths:
+        try:
+            pixels.append(_pixel_hash(as_bgr(path)))
+        except InputError as error:
+            broken.append(error.message)
+            continue
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        kept.append(CalibrationImage(path.name, digest, _reader(path)))
+    if broken:
+        lines = "".join(f"\n  {line}" for line in broken[:10]) + ("\n  ..." if len(broken) > 10 else "")
+        raise CalibrationError(
+            f"{len(broken)} of the {len(paths)} images of {source} cannot be read:{lines}",
+            "remove or replace these files",
+        )
+    return CalibrationImages(tuple(kept), str(source), _judge(pixels, str(source)), annotations)
+
+
+def images_from(source: Iterable[ImageSource]) -> CalibrationImages:
+    """The images of any iterable; it is gone through once, its pixels wait in a temporary folder on disk.
+
+    Raises:
+        CalibrationError: too few images, unreadable ones, or all of them equal.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="centernet-trt-images-")
+    kept, pixels = [], []
+    for number, item in enumerate(source):
+        try:
+            image = as_bgr(item)
+        except InputError as error:
+            folder.cleanup()
+            raise CalibrationError(
+                f"image {number} of the iterable cannot be used: {error.message}", error.hint
+            ) from None
+        path = Path(folder.name) / f"{number:08}.npy"
+        np.save(path, image, allow_pickle=False)
+        pixels.append(_pixel_hash(image))
+        kept.append(CalibrationImage(f"image {number}", pixels[-1], _array_reader(path)))
+    try:
+        if len(kept) < FEWEST:
+            raise CalibrationError(
+                f"the iterable gave {len(kept)} images, at least {FEWEST} were expected", _MORE
+            )
+        notes = _judge(pixels, "the iterable")
+    except CalibrationError:
+        folder.cleanup()
+        raise
+    return CalibrationImages(tuple(kept), "an iterable", notes, None, folder)
+
+
+def _reader(path: Path) -> Callable[[], BgrImage]:
+    return lambda: as_bgr(path)
+
+
+def _array_reader(path: Path) -> Callable[[], BgrImage]:
+    return lambda: np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
+
+
+def _pixel_hash(image: BgrImage) -> str:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+
+def _judge(pixels: Sequence[str], source: str) -> tuple[str, ...]:
+    """Notes about the images, by the hashes of their pixels; CalibrationError when all are the same."""
+    different = len(set(pixels))
+    if different == 1:
+        raise CalibrationError(f"the {len(pixels)} images of {source} are all the same picture", _MORE)
+    notes = []
+    if different < len(pixels):
+        notes.append(f"{len(pixels) - different} of the {len(pixels)} calibration images are repeats")
+    if different < ADVISED:
+        notes.append(f"calibrated on {different} different images; {ADVISED} to 500 are advised")
+    return tuple(notes)
+
+
+def _listed(annotations: Path) -> list[Path]:
+    """The files that a COCO file lists: beside it, in `images/` beside it, or in a folder beside it of its own name."""
+    try:
+        names = sorted(str(row["file_name"]) for row in json.loads(annotations.read_text("utf-8"))["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(
+            f"{annotations} is not a COCO file that lists images: {error}",
+            "expected JSON with images: [{file_name: ...}, ...]",
+        ) from None
+    folders = (annotations.parent, annotations.parent / "images", annotations.with_suffix(""))
+    for folder in folders:
+        paths = [folder / name for name in names]
+        missing = [path for path in paths if not path.is_file()]
+        if not missing:
+            return paths
+        if len(missing) < len(paths):
+            raise CalibrationError(
+                f"{len(missing)} of the {len(paths)} images that {annotations} lists are not in {folder}, "
+                f"{missing[0].name} the first of them",
+                "bring the missing files, or take their rows out of the COCO file",
+            )
+    looked = ", ".join(map(str, folders))
+    raise CalibrationError(
+        f"none of the {len(names)} images that {annotations} lists were found; looked in {looked}",
+        "put the COCO file beside the folder `images`",
+    )
