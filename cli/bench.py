@@ -1,0 +1,209 @@
+"""`centernet-trt bench`: how fast, honestly; and two reports compared."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from centernet_trt.cli.console import err, out, progress_bar, write_json
+from centernet_trt.cli.detect import ModeChoice
+from centernet_trt.cli.files import write_text
+from centernet_trt.errors import InputError
+from centernet_trt.runtime.bundle import EngineBundle, sha256_of
+
+if TYPE_CHECKING:
+    from centernet_trt.evaluation.bench import BenchOptions
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of positive numbers, such as 1,4,8")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+_Numbers = typer.Option(parser=_numbers, metavar="N,...", show_default=False)
+
+
+def bench_command(
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of bundles, measured in turn.", show_default=False)
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images to rotate over. [default: the pictures that ship]"),
+    ] = None,
+    max_images: Annotated[int, typer.Option(min=1, help="At most so many of them, evenly picked.")] = 8,
+    duration: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Measure each thing at least so long.")
+    ] = 3.0,
+    iterations: Annotated[int, typer.Option(help="And at least so often.")] = 10,
+    warmup: Annotated[float, typer.Option(metavar="SECONDS", help="Of calls that are thrown away.")] = 0.2,
+    allow_short: Annotated[
+        bool,
+        typer.Option("--allow-short", help="Accept less than 3 s or 10 iterations; marked in the report."),
+    ] = False,
+    batches: Annotated[tuple[int, ...] | None, _Numbers] = None,
+    threads: Annotated[tuple[int, ...] | None, _Numbers] = None,
+    latency_only: Annotated[
+        bool, typer.Option("--latency-only", help="Leave the throughput mode out.")
+    ] = False,
+    read: Annotated[bool, typer.Option("--read", help="Reading the image file is a stage too.")] = False,
+    mode: Annotated[ModeChoice, typer.Option(help="Of ONNX Runtime.")] = ModeChoice.fast,
+    network_threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of ONNX Runtime. [default: its own choice]", show_default=False),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL.onnx", help="Time the source graph in plain ONNX Runtime beside its bundles."
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB/S", help="For the floor, with --rate. [default: measured]", show_default=False
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="GFLOP/S", help="For the floor, with --bandwidth.", show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write every sample and the environment there."),
+    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the pictures there.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a self-contained page there.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="A.json B.json", help="Measure nothing; compare two reports.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Measure bundles: every stage with one image in flight, throughput, loading, floors and baselines."""
+    if compare is not None:
+        if bundles:
+            raise typer.BadParameter("--compare takes two reports and no bundles")
+        _compare(*compare, json_file)
+        return
+    if not bundles:
+        raise typer.BadParameter("name the folder of a bundle, or --compare A.json B.json")
+    from centernet_trt.evaluation.bench import BenchOptions
+    from centernet_trt.evaluation.floor import MachineRates
+    from centernet_trt.evaluation.timing import TimingRules
+
+    if (bandwidth is None) != (rate is None):
+        raise typer.BadParameter("--bandwidth and --rate go together")
+    rates = None
+    if bandwidth is not None and rate is not None:
+        rates = MachineRates(bandwidth * 1e9, rate * 1e9, "given with --bandwidth and --rate")
+    if png is not None or html is not None:
+        # Minutes of measuring should not end in a missing package.
+        from centernet_trt.evaluation.plotting import new_figure
+
+        new_figure(1, 1)
+    loads = [(1, batch) for batch in batches or (1, 4)] + [(count, 1) for count in threads or (1, 2)]
+    options = BenchOptions(
+        rules=TimingRules(warmup, duration, iterations, allow_short=allow_short),
+        mode=mode.value,
+        threads=network_threads,
+        read=read,
+        loads=() if latency_only else tuple(dict.fromkeys(loads)),
+        rates=rates,
+    )
+    _measure(bundles, _images(images, max_images), options, source, json_file, png, html)
+
+
+def _images(folder: Path | None, most: int) -> list[Path]:
+    from centernet_trt.calib_data import sample_images
+    from centernet_trt.evaluation.host_pipeline import pick_images
+
+    if folder is None:
+        return [image.path for image in sample_images()][:most]
+    return pick_images(folder, most)
+
+
+def _measure(
+    folders: list[Path],
+    images: list[Path],
+    options: "BenchOptions",
+    source: Path | None,
+    json_file: Path | None,
+    png: Path | None,
+    html: Path | None,
+) -> None:
+    from centernet_trt.cli.graphs import count_work
+    from centernet_trt.cli.tables import show_tables
+    from centernet_trt.evaluation.bench import run_bench
+    from centernet_trt.evaluation.bench_tables import tables_of
+
+    bundles = [EngineBundle.load(folder) for folder in folders]
+    sources = {} if source is None else _sources(source, bundles)
+    with progress_bar() as progress:
+        task = progress.add_task("starting", total=None)
+        report = run_bench(
+            bundles,
+            images,
+            options,
+            counter=count_work,
+            sources=sources,
+            command=shlex.join(["centernet-trt", *sys.argv[1:]]),
+            progress=lambda what, done, total: progress.update(
+                task, description=what, completed=done, total=total
+            ),
+        )
+    show_tables(tables_of(report))
+    for text in report.warnings():
+        err.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
+    if json_file is not None:
+        write_text(json_file, report.to_text())
+    if png is not None:
+        from centernet_trt.evaluation.bench_plots import whole_figure
+        from centernet_trt.evaluation.plotting import write_png
+
+        write_png(whole_figure(report), png)
+    if html is not None:
+        from centernet_trt.evaluation.bench_html import html_report
+
+        write_text(html, html_report(report))
+    for path in (json_file, png, html):
+        if path is not None:
+            out.print(f"written: {path}", highlight=False)
+
+
+def _sources(source: Path, bundles: list[EngineBundle]) -> dict[Path, bytes]:
+    """The source graph for the first bundle that was built from it: once is enough in one run."""
+    from centernet_trt.cli.graphs import comparable_source
+
+    if not source.is_file():
+        raise InputError(f"there is no file {source}", "give the ONNX file that the bundle was built from")
+    digest = sha256_of(source)
+    for bundle in bundles:
+        if bundle.manifest.source.sha256 == digest:
+            return {bundle.path: comparable_source(source, bundle.manifest)}
+    raise InputError(
+        f"none of the bundles was built from {source} (SHA-256 {digest[:12]})",
+        "give the ONNX file that a bundle was built from: its manifest names it under `source`",
+    )
+
+
+def _compare(a: Path, b: Path, json_file: Path | None) -> None:
+    from centernet_trt.cli.tables import show_tables
+    from centernet_trt.evaluation.bench_compare import compare_reports
+    from centernet_trt.evaluation.bench_report import read_report
+    from centernet_trt.evaluation.bench_tables import comparison_table
+
+    found = compare_reports(read_report(a), read_report(b))
+    show_tables([comparison_table(found)])
+    for text in found.differences:
+        err.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
+    if json_file is not None:
+        write_json(json_file, found.to_json())

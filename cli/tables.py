@@ -1,0 +1,24 @@
+"""The evaluation's tables on a terminal."""
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from centernet_trt.cli.console import out
+from centernet_trt.evaluation.bench_tables import Table
+
+
+def show_tables(tables: Sequence[Table]) -> None:
+    """Print tables, one below the other."""
+    # Piped into a file there is no width to keep to.
+    width = None if out.is_terminal else 200
+    for table in tables:
+        shown = RichTable(title=escape(table.title), title_justify="left")
+        for row, column in enumerate(table.columns):
+            shown.add_column(
+                escape(column), no_wrap=not out.is_terminal, justify="left" if row == 0 else "right"
+            )
+        for cells in table.rows:
+            shown.add_row(*(escape(cell.text) for cell in cells))
+        out.print(shown, width=width)
