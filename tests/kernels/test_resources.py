@@ -1,0 +1,44 @@
+"""Registers, shared memory and spills on every architecture, held to the committed table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from centernet_trt.kernels.compatibility import TESTED_ARCHITECTURES
+from centernet_trt.kernels.compiler import PROGRAMS, Program, compile_module
+from centernet_trt.kernels.launch import DECODE_BLOCKS_PER_SM, DECODE_THREADS
+from centernet_trt.kernels.toolchain import Nvrtc
+
+TABLE = json.loads(Path(__file__).with_name("resources.json").read_text())
+DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Nvrtc:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="the CUDA wheels are not installed (extra gpu)")
+    return Nvrtc()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("architecture", TESTED_ARCHITECTURES)
+def test_no_spills_and_the_table_holds(
+    nvrtc: Nvrtc, tmp_path_factory: pytest.TempPathFactory, program: Program, architecture: str
+) -> None:
+    module = compile_module(program, architecture, None, nvrtc)
+    assert set(module.resources) == {f"{program}_half", f"{program}_float"}
+    for entry, resources in module.resources.items():
+        assert (resources.spill_stores, resources.spill_loads, resources.stack) == (0, 0, 0), entry
+        assert resources.shared == 0, "all shared memory is dynamic"
+        if program == "decode":
+            assert resources.registers * DECODE_THREADS * DECODE_BLOCKS_PER_SM <= 65536
+        if nvrtc.version == TABLE["compiler"]:  # another compiler may use other registers
+            assert resources.registers == TABLE["registers"][entry][architecture]
+
+
+def test_the_page_shows_the_table() -> None:
+    page = DOCS.read_text(encoding="utf-8")
+    assert TABLE["compiler"] in page
+    for entry, registers in TABLE["registers"].items():
+        row = f"| `{entry}` | " + " | ".join(str(registers[a]) for a in TESTED_ARCHITECTURES) + " |"
+        assert row in page, row
