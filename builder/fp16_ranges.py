@@ -5,23 +5,23 @@ ONNX Runtime cannot show an overflow inside an operation, so nothing but the fp3
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from centernet_trt.builder import graph as g
-from centernet_trt.builder.calibration.activations import Simulation, batches, with_outputs
+from centernet_trt.builder.calibration.activations import Simulation, batches
 from centernet_trt.builder.calibration.images import CalibrationImage
 from centernet_trt.builder.inference import element_types
 from centernet_trt.errors import ModelError
+from centernet_trt.evaluation.environment import available_cores
 from centernet_trt.runtime.spec import InputSpec
 
 FP16_LARGEST = float(np.finfo(np.float16).max)
 FP16_SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
 # A range measured on some images says little about the next one: half of what fp16 holds is kept free.
 HEADROOM = 2.0
-_OUTPUTS_AT_A_TIME = 64  # tensors kept in memory for one image
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,6 @@ class TensorRange:
         )
 
 
-def range_of(values: npt.NDArray[np.float32]) -> TensorRange:
-    """The range of one array of finite float32 values."""
-    size = np.abs(values)
-    largest = float(size.max(initial=0.0))
-    # 65520 and above round to infinity; most tensors never come near.
-    overflowing = int(np.count_nonzero(size >= 65520)) if largest > FP16_LARGEST else 0
-    subnormal = int(np.count_nonzero(size < FP16_SMALLEST_NORMAL)) - int(size.size - np.count_nonzero(size))
-    return TensorRange(largest, overflowing, subnormal, values.size)
-
-
 def measure_ranges(
     model: ModelProto,
     images: Sequence[CalibrationImage],
@@ -68,35 +58,89 @@ def measure_ranges(
 ) -> dict[str, TensorRange]:
     """The range of every float tensor that the nodes of an fp32 graph compute.
 
-    Memory is bounded by the tensors of one image, `_OUTPUTS_AT_A_TIME` of them at once.
+    The graph itself counts: behind each tensor stand nodes that reduce it to five numbers, so that memory is what
+    ONNX Runtime needs to run the network once.
 
     Args:
         model: fp32, named nodes, every tensor's type stated (`inference.refresh_shapes`).
         images: what to run it on.
         spec: how an image becomes the input.
-        progress: called with (images done, images in all), passes over the images counted together.
+        progress: called with (images done, images in all).
 
     Raises:
         ModelError: a tensor is NaN or infinite in fp32 already.
     """
     kinds = element_types(model)
-    names = [name for node in model.graph.node for name in node.output if kinds.get(name) == 1]
+    names = [n for node in model.graph.node for n in node.output if kinds.get(n) == TensorProto.FLOAT]
     ranges = dict.fromkeys(names, TensorRange())
-    chunks = [names[i : i + _OUTPUTS_AT_A_TIME] for i in range(0, len(names), _OUTPUTS_AT_A_TIME)]
-    for number, chunk in enumerate(chunks):
-        simulation = Simulation(with_outputs(model, chunk))
-        for row, batch in enumerate(batches(images, spec)):
-            for name, values in simulation.run(batch.tensor).items():
-                found = range_of(values)
-                if not np.isfinite(found.largest):  # the maximum of a NaN is NaN
-                    raise ModelError(
-                        f"tensor {name!r} is NaN or infinite on {batch.names[0]} in fp32 already",
-                        "the network itself overflows; check the weights and the pre-processing of the spec",
-                    )
-                ranges[name] = ranges[name].joined(found)
-            if progress is not None:
-                progress(number * len(images) + row + 1, len(chunks) * len(images))
+    simulation = Simulation(_with_counters(model, names), threads=available_cores())
+    for row, batch in enumerate(batches(images, spec)):
+        counted = simulation.run(batch.tensor)
+        for name in names:
+            largest, total, overflowing, small, nonzero, values = counted[_counter(name)].tolist()
+            if not np.isfinite((largest, total)).all():
+                raise ModelError(
+                    f"tensor {name!r} is NaN or infinite on {batch.names[0]} in fp32 already",
+                    "the network itself overflows; check the weights and the pre-processing of the spec",
+                )
+            subnormal = int(small - (values - nonzero))  # zeros are small, but exact
+            seen = TensorRange(largest, int(overflowing), subnormal, int(values))
+            ranges[name] = ranges[name].joined(seen)
+        if progress is not None:
+            progress(row + 1, len(images))
     return ranges
+
+
+def _counter(name: str) -> str:
+    return f"{name}/range"
+
+
+def _with_counters(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """The model with one output for each tensor: largest magnitude, sum of magnitudes (NaN and infinity show in it),
+    values that overflow in fp16, values below its normal numbers, values that are not zero, all values.
+    """
+    model = g.copy_model(model)
+    graph = model.graph
+    limits = {"range/overflow": np.float32(65520), "range/normal": np.float32(FP16_SMALLEST_NORMAL)}
+    for key, limit in limits.items():
+        g.add_initializer(graph, key, np.array(limit))
+    g.add_initializer(graph, "range/one", np.array([1], dtype=np.int64))
+    del graph.output[:]
+    for name in names:
+        graph.node.extend(_counting_nodes(name))
+        graph.output.append(helper.make_tensor_value_info(_counter(name), TensorProto.FLOAT, [6]))
+    return model
+
+
+def _counting_nodes(name: str) -> list[NodeProto]:
+    def part(kind: str) -> str:
+        return f"{_counter(name)}/{kind}"
+
+    def node(op: str, sources: Sequence[str], kind: str, **attributes: Any) -> NodeProto:
+        return helper.make_node(op, sources, [part(kind)], name=part(kind), **attributes)
+
+    # 65520 and above round to infinity, hence "not less".
+    nodes = [
+        node("Abs", [name], "size"),
+        node("ReduceMax", [part("size")], "max", keepdims=0),
+        node("ReduceSum", [part("size")], "sum", keepdims=0),
+        node("GreaterOrEqual", [part("size"), "range/overflow"], "over"),
+        node("Less", [part("size"), "range/normal"], "small"),
+        node("Cast", [name], "nonzero", to=TensorProto.BOOL),
+    ]
+    for kind in ("over", "small", "nonzero"):
+        nodes.append(node("Cast", [part(kind)], f"{kind}_f", to=TensorProto.FLOAT))
+        nodes.append(node("ReduceSum", [f"{part(kind)}_f"], f"{kind}_n", keepdims=0))
+    nodes += [
+        node("Size", [name], "values"),
+        node("Cast", [part("values")], "values_n", to=TensorProto.FLOAT),
+    ]
+    parts = [part(k) for k in ("max", "sum", "over_n", "small_n", "nonzero_n", "values_n")]
+    for index, scalar in enumerate(parts):
+        nodes.append(node("Reshape", [scalar, "range/one"], f"row{index}"))
+    rows = [part(f"row{index}") for index in range(len(parts))]
+    nodes.append(helper.make_node("Concat", rows, [_counter(name)], name=_counter(name), axis=0))
+    return nodes
 
 
 def nodes_beyond_fp16(

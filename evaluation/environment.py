@@ -67,10 +67,15 @@ def environment() -> Environment:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", "),
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=available_cores(),
         packages={name: _version(name) for name in PACKAGES},
         driver=query_driver(),
     )
+
+
+def available_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def query_driver() -> Driver:

@@ -1,32 +1,55 @@
 """Ranges of tensors over images: what is counted, and what must stay fp32."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tiny_centernet import tiny_model, tiny_spec
 
+from centernet_trt.builder import fp16_ranges
+from centernet_trt.builder.calibration.activations import Simulation
 from centernet_trt.builder.calibration.images import images_of
-from centernet_trt.builder.fp16_ranges import TensorRange, measure_ranges, nodes_beyond_fp16, range_of
+from centernet_trt.builder.fp16_ranges import TensorRange, measure_ranges, nodes_beyond_fp16
 from centernet_trt.builder.inference import refresh_shapes
 from centernet_trt.calib_data import FOLDER
 from centernet_trt.errors import ModelError
 from centernet_trt.runtime.presets import spec_from_mapping
 
 
-@given(values=hnp.arrays(np.float32, 30, elements=st.floats(-2e5, 2e5, width=32)))
-def test_range_of_counts_what_rounding_to_fp16_shows(values: np.ndarray) -> None:  # type: ignore[type-arg]
-    found = range_of(values)
+def one_relu() -> onnx.ModelProto:
+    """y = x, (1, 3, 2, 2), so that every value of the input is counted as it is."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Neg", ["x"], ["y"], name="y")],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [1, 3, 2, 2])],
+        [onnx.helper.make_tensor_value_info("y", 1, [1, 3, 2, 2])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    refresh_shapes(model)
+    return model
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=hnp.arrays(np.float32, (1, 3, 2, 2), elements=st.floats(-2e5, 2e5, width=32)))
+@example(
+    values=np.array(
+        [65519, -65519, 65520, -65520, 65504, 0, -0.0, 6.1e-5, 6e-5, -1e-8, 1, 2e5], np.float32
+    ).reshape(1, 3, 2, 2)
+)
+def test_counts_what_rounding_to_fp16_shows(values: Any) -> None:
+    (counted,) = Simulation(fp16_ranges._with_counters(one_relu(), ["y"])).run(values).values()
+    largest, _, overflowing, small, nonzero, total = counted.tolist()
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
-    assert found.overflowing == np.isinf(half).sum()
-    assert found.largest == np.abs(values).max()
-    assert found.subnormal == ((np.abs(values) < 2.0**-14) & (values != 0)).sum()
-    assert found.values == 30
+    assert overflowing == np.isinf(half).sum()
+    assert largest == np.abs(values).max()
+    assert small - (total - nonzero) == ((np.abs(values) < 2.0**-14) & (values != 0)).sum()
+    assert total == 12
 
 
 def test_every_tensor_is_measured_over_all_images() -> None:
