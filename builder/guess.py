@@ -94,6 +94,8 @@ def guess_spec(model: ModelProto) -> Guess:
 def _image_input(model: ModelProto) -> tuple[str, tuple[int, int], bool]:
     """Name of the image input, its (height, width), and whether the graph fixes them."""
     names = []
+    if len(model.graph.input) == 1:
+        find_image_input(model, model.graph.input[0].name)  # says what is wrong with the only one
     for value in model.graph.input:
         try:
             found = find_image_input(model, value.name)
