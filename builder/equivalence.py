@@ -206,10 +206,16 @@ def check_dynamic_batch(
     """
     pair = random_feeds(model, {input_name: (2, *shape)}, seed=seed, value_range=value_range)[input_name]
     try:
-        batch = run_model(model, {input_name: pair}, mode="fast", threads=threads)
         alone = [
             run_model(model, {input_name: pair[i : i + 1]}, mode="fast", threads=threads) for i in range(2)
         ]
+    except BackendError as error:
+        raise ModelError(
+            f"the graph does not run on one image of {shape[1]}x{shape[2]} pixels: {error.message}",
+            "a shape in the graph contradicts its weights or the input size; export it with dynamic axes",
+        ) from error
+    try:
+        batch = run_model(model, {input_name: pair}, mode="fast", threads=threads)
     except BackendError as error:
         raise _baked(model, f"it does not run at batch sizes 1 and 2: {error.message}") from error
     for name, both in batch.items():
@@ -230,7 +236,7 @@ def _session(model: ModelProto, mode: Mode, threads: int) -> ort.InferenceSessio
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL if mode == "faithful" else levels.ORT_ENABLE_ALL
     providers = ["CPUExecutionProvider"]
