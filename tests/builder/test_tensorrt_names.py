@@ -1,0 +1,89 @@
+"""The TensorRT names that a build uses exist in full TensorRT 10, and none of them is gone in 11.
+
+The stubs of TensorRT 10.13 come with `make test` (`.stubs/`, a package of type stubs alone: full TensorRT itself installs
+from NVIDIA's index only). Of what 11 removed, the list holds what a builder or a runtime of this kind would use.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PLAN = ROOT / "builder" / "plan.py"
+STUBS = ROOT / ".stubs" / "tensorrt_bindings" / "tensorrt.pyi"
+# The names of variables in plan.py, and what TensorRT calls their classes.
+CLASSES = {
+    "builder": "Builder",
+    "config": "IBuilderConfig",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "optimisation": "IOptimizationProfile",
+    "error": "ParserError",
+}
+# Only TensorRT for RTX has these; they are used where its table names compute capabilities.
+RTX_ONLY = {"num_compute_capabilities", "set_compute_capability", "ComputeCapability"}
+REMOVED = {
+    "PREFER_PRECISION_CONSTRAINTS", "OBEY_PRECISION_CONSTRAINTS", "int8_calibrator",
+    "IInt8Calibrator", "IInt8EntropyCalibrator", "IInt8EntropyCalibrator2", "IInt8MinMaxCalibrator",
+    "IInt8LegacyCalibrator", "set_calibration_profile", "platform_has_fast_fp16", "platform_has_fast_int8",
+    "set_output_type", "dynamic_range", "algorithm_selector", "EXPLICIT_BATCH",
+    "max_batch_size", "max_workspace_size", "build_engine", "get_binding_shape", "execute_async_v2", "execute_v2",
+}  # fmt: skip
+
+
+REMOVED_FLAGS = {"FP16", "INT8", "BF16", "FP8"}  # of BuilderFlag; DataType and others have these names still
+
+
+def attributes(path: Path) -> list[tuple[str, str]]:
+    """(variable, attribute) of every access `variable.attribute` in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [
+        (node.value.id, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    ]
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, set[str]]:
+    """Names defined in each class of the stubs, and those of the module under an empty name."""
+    if not STUBS.is_file():
+        pytest.skip("the type stubs of TensorRT are not there; `make .stubs` brings them")
+    found: dict[str, set[str]] = {"": set()}
+    inside = ""
+    # Line by line: the stubs hold a signature that Python itself does not parse.
+    for line in STUBS.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"(?:class|def) (\w+)", line):
+            inside = match[1] if line.startswith("class") else ""
+            found[""].add(match[1])
+            found.setdefault(inside, set())
+        elif match := re.match(r"    (?:def )?(\w+)(?:\(|:)", line):
+            found[inside].add(match[1])
+    return found
+
+
+def test_every_name_is_in_tensorrt_10(known: dict[str, set[str]]) -> None:
+    used = [(v, a) for v, a in attributes(PLAN) if a not in RTX_ONLY]
+    checked = 0
+    for variable, attribute in used:
+        if variable in CLASSES:
+            assert attribute in known[CLASSES[variable]], f"{CLASSES[variable]}.{attribute}"
+            checked += 1
+        elif variable == "trt":
+            # init_libnvinfer_plugins is a function of the plugin module, and is asked for with hasattr.
+            assert attribute in known[""] | {"init_libnvinfer_plugins"}, attribute
+            checked += 1
+    assert checked > 15
+    assert "STRONGLY_TYPED" in known["NetworkDefinitionCreationFlag"]
+    assert "TF32" in known["BuilderFlag"]
+
+
+@pytest.mark.parametrize("room", ["builder", "runtime"])
+def test_nothing_that_tensorrt_11_removed_is_used(room: str) -> None:
+    for path in sorted((ROOT / room).glob("*.py")):
+        names = {
+            node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+        }
+        assert not names & REMOVED, f"{path.name}: {names & REMOVED}"
