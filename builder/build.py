@@ -2,8 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -12,13 +11,16 @@ import onnx
 from onnx import ModelProto
 
 from centernet_trt import __version__
-from centernet_trt.builder.calibration.images import CalibrationImage, images_of
+from centernet_trt.builder.calibration.images import CalibrationImages, images_of
 from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.graph import copy_model
 from centernet_trt.builder.inference import PROTOBUF_LIMIT, serialised_size
 from centernet_trt.builder.layers import requested_layers
 from centernet_trt.builder.plan import Plan, Profile, build_plan
 from centernet_trt.builder.prepare import Reporter, Silence, Typing, prepare
+from centernet_trt.builder.quantise.files import summary, write_int8
+from centernet_trt.builder.quantise.int8 import Int8Options
+from centernet_trt.builder.quantise.report import layer_rows
 from centernet_trt.calib_data import FOLDER
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.bundle import MANIFEST, EngineBundle, record_file
@@ -48,6 +50,7 @@ class BuildOptions:
         heads: type of the head tensors where the graph is not fp32; `fp32` keeps their last convolutions in fp32.
         calibration: a folder of images, or a COCO file: what fp16's range check looks at; None is the pictures that
             ship with the product.
+        int8: how an int8 graph is searched; its images are those of `calibration`.
         tf32: let fp32 convolutions round their inputs to TF32.
         command: recorded in the manifest as the line that makes this bundle again; None for the plain one.
     """
@@ -60,6 +63,7 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     heads: Literal["fp16", "fp32"] = "fp16"
     calibration: Path | None = None
+    int8: Int8Options = field(default_factory=Int8Options)
     tf32: bool = False
     command: str | None = None
 
@@ -98,19 +102,26 @@ def build(
         flavour.require_device(target)
     with replacing_folder(output) as folder:
         reporter.stage("graph")
+        images = _images(options)
         typing = Typing(
             options.precision,
             options.heads,
-            _images(options),
+            () if images is None else images.images,
+            int8=replace(options.int8, calibration=None if options.calibration is None else images),
             lower_deform_conv=flavour is not None and not flavour.imports_deform_conv,
         )
         prepared = prepare(model, spec, profile, typing, reporter)
         reporter.stage("write")
         record = _write_model(prepared.model, folder)
         layers = folder / "layers.json"
-        layers.write_text(json.dumps(requested_layers(prepared.model, prepared.kept_fp32), indent=1) + "\n")
+        reasons = {row["layer"]: row["reason"] for row in layer_rows(prepared.int8)} if prepared.int8 else {}
+        rows = requested_layers(prepared.model, prepared.kept_fp32, reasons)
+        layers.write_text(json.dumps(rows, indent=1) + "\n")
+        beside = [layers]
+        if prepared.int8 is not None:
+            beside += write_int8(folder, prepared.int8, prepared.measured)
         plans: list[PlanRecord] = []
-        notes: list[str] = []
+        notes: list[str] = [] if prepared.int8 is None else list(prepared.int8.notes)
         for target in targets:
             assert flavour is not None
             reporter.stage(f"TensorRT ({flavour.name} {flavour.version}, {target})")
@@ -124,7 +135,7 @@ def build(
                 progress=reporter.step,
             )
             plans.append(_write_plan(plan, folder))
-            notes += [line for line in plan.log if line not in notes]
+            notes += [line for line in dict.fromkeys(plan.log) if line not in notes]
         if plans and flavour is not None and options.precision == "int8":
             notes += flavour.int8_notes
         manifest = Manifest(
@@ -140,10 +151,11 @@ def build(
             source=record_file(model),
             model=record,
             plans=tuple(plans),
-            files=(record_file(layers), *_external_data(folder)),
+            files=(*map(record_file, beside), *_external_data(folder)),
             passes=tuple(prepared.passes),
             kept_fp32=prepared.kept_fp32,
             comparison=prepared.comparison,
+            calibration=summary(prepared.int8, prepared.measured) if prepared.int8 else None,
             notes=tuple(notes),
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -181,11 +193,9 @@ def resolve_profile(spec: ModelSpec, options: BuildOptions) -> ProfileRecord:
     return ProfileRecord(batch=batch, **ranges)
 
 
-def _images(options: BuildOptions) -> Sequence[CalibrationImage]:
-    """What fp16's range check looks at."""
-    if options.precision == "fp32":
-        return ()
-    return tuple(images_of(options.calibration or FOLDER))
+def _images(options: BuildOptions) -> CalibrationImages | None:
+    """What int8 is calibrated on and fp16's range check looks at."""
+    return None if options.precision == "fp32" else images_of(options.calibration or FOLDER)
 
 
 def _write_model(model: ModelProto, folder: Path) -> FileRecord:

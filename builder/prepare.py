@@ -22,7 +22,9 @@ from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.passes.heads import keep_heads
 from centernet_trt.builder.passes.quantised import carries_quantisation, repair_quantised
 from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
-from centernet_trt.errors import CalibrationError, InputError, ModelError, SpecError
+from centernet_trt.builder.quantise.damage import Damage
+from centernet_trt.builder.quantise.int8 import Int8Options, Int8Result, make_int8
+from centernet_trt.errors import InputError, ModelError, SpecError
 from centernet_trt.runtime.decode import check_heads
 from centernet_trt.runtime.manifest import (
     HeadComparison,
@@ -68,6 +70,8 @@ class Prepared:
     heads: tuple[TensorRecord, ...]
     kept_fp32: dict[str, str]
     comparison: dict[str, HeadComparison]
+    int8: Int8Result | None = None
+    measured: Damage | None = None
     passes: list[PassRecord] = field(default_factory=list)
 
 
@@ -79,6 +83,7 @@ class Typing:
         precision: of weights and activations.
         heads: type of the head tensors in an fp16 or int8 graph; `fp32` computes their last convolutions in fp32.
         images: what the fp16 range check runs the graph on.
+        int8: how an int8 graph is calibrated and searched.
         lower_deform_conv: write deformable convolutions in standard operators, for a parser that does not know them.
     """
 
@@ -86,6 +91,7 @@ class Typing:
     heads: Literal["fp16", "fp32"] = "fp16"
     images: Sequence[CalibrationImage] = ()
     lower_deform_conv: bool = False
+    int8: Int8Options = field(default_factory=Int8Options)
 
 
 def prepare(
@@ -94,26 +100,36 @@ def prepare(
     """The typed graph of an ONNX file: every pass but the plan, compared with its source. Raises as `build.build`."""
     reporter = reporter or Silence()
     passes = _Passes(reporter)
-    model = passes.run("load", lambda: load_model(path, foreign_ops=FOREIGN_OPS))
-    spec = _with_input_name(spec, model)
+    source, spec = _source(passes, path, spec)
     name = spec.input.name or ""
-    source = _source(passes, model, spec, name)
     shape = (profile.height.opt, profile.width.opt)
     if profile.batch.max > 1:
         values = _values(spec.input)
         passes.run("batch check", lambda: check_dynamic_batch(source, name, (3, *shape), value_range=values))
-    folded = passes.run("fold constants", lambda: fold_constants(constants_to_initializers(source)))
-    typed = passes.run("fold batch norm", lambda: remove_identities(fold_batch_norm(folded)))
+    # Each pass makes a model of its own; rebinding one name frees the one before, which can be hundreds of megabytes.
+    typed = passes.run("fold constants", lambda: fold_constants(constants_to_initializers(source)))
+    typed = passes.run("fold batch norm", lambda: remove_identities(fold_batch_norm(typed)))
     if typing.lower_deform_conv and has_deform_conv(typed):
         typed = passes.run("deformable", lambda: lower_deform_conv(typed))
-    _check_precision(typed, typing.precision)
     kept: dict[str, str] = {}
+    int8, measured = None, None
+    if typing.precision == "int8" and not carries_quantisation(typed):
+        int8 = passes.run("int8", lambda: make_int8(typed, spec, shape, typing.int8, reporter))
+        typed = int8.model
+    _check_precision(typed, typing.precision)
     if typing.precision != "fp32":
         refresh_shapes(typed)  # the range check asks for every tensor's type
         kept = passes.run("fp16 ranges", lambda: _kept_fp32(typed, typing, spec, reporter))
-        result = passes.run("fp16", lambda: to_fp16(typed, keep_fp32=kept, output_types=typing.heads))
+        result = passes.run(
+            "fp16", lambda: to_fp16(typed, keep_fp32=kept, output_types=typing.heads, scales="fp16")
+        )
         typed, kept = result.model, result.kept
     refresh_shapes(typed)  # the bundle's model states every tensor's type, which faithful mode reads
+    if int8 is not None:
+        judge, final = int8.judge, typed
+        measured = passes.run(
+            "faithful", lambda: judge.faithful_damage(final, _progress(reporter, "faithful"))
+        )
     found = passes.run("compare", lambda: _compare(source, typed, spec, shape, typing.precision))
     channels = _check_heads(found, spec, shape)
     types = _tensor_types(typed)
@@ -124,12 +140,24 @@ def prepare(
         tuple(TensorRecord(name=head, dtype=types[head], channels=count) for head, count in channels.items()),
         kept,
         _records(found, spec, shape),
+        int8,
+        measured,
         passes.records,
     )
 
 
-def _source(passes: "_Passes", model: ModelProto, spec: ModelSpec, name: str) -> ModelProto:
-    """The source graph, cut at the heads, of the size and batch to build for: what the typed graph is held to."""
+def _progress(reporter: Reporter, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: reporter.step(name, done, total)
+
+
+def _source(passes: "_Passes", path: Path, spec: ModelSpec) -> tuple[ModelProto, ModelSpec]:
+    """The source graph, cut at the heads, of the size and batch to build for: what the typed graph is held to.
+
+    With it the spec, its input named.
+    """
+    model = passes.run("load", lambda: load_model(path, foreign_ops=FOREIGN_OPS))
+    spec = _with_input_name(spec, model)
+    name = spec.input.name or ""
     if has_deform_conv(model):
         model = passes.run("deformable", lambda: standardise_deform_conv(model))
     size = spec.input.size
@@ -140,14 +168,12 @@ def _source(passes: "_Passes", model: ModelProto, spec: ModelSpec, name: str) ->
     model = passes.run("shapes", lambda: make_dynamic(model, name, size=not isinstance(size, FixedSize)))
     if carries_quantisation(model):
         model = passes.run("quantisation", lambda: repair_quantised(model))
-    return model
+    return model, spec
 
 
 def _check_precision(model: ModelProto, precision: Precision) -> None:
-    """A graph that is quantised is built as int8, and no other is (yet)."""
-    if carries_quantisation(model) != (precision == "int8"):
-        if precision == "int8":
-            raise CalibrationError("int8 is not built by this version", "build with --precision fp16")
+    """A graph that is quantised is built as int8."""
+    if carries_quantisation(model) and precision != "int8":
         raise InputError(
             f"the graph carries quantisation of its own (Q/DQ), {precision} was asked for",
             "build with --precision int8, or export the graph without its quantisation",

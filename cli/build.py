@@ -10,7 +10,15 @@ import typer
 from rich.table import Table
 
 from centernet_trt.builder.recipe import Recipe, read_recipe, recipe_names
-from centernet_trt.cli.console import BuildProgress, err, out, progress_bar, write_json
+from centernet_trt.cli.console import (
+    EXIT_TOLERANCE,
+    BuildProgress,
+    err,
+    out,
+    progress_bar,
+    show_error,
+    write_json,
+)
 from centernet_trt.errors import InputError, ModelError
 from centernet_trt.runtime.bundle import EngineBundle, sha256_of
 from centernet_trt.runtime.manifest import Precision, ShapeRange
@@ -32,6 +40,15 @@ class HeadsChoice(StrEnum):
 
     fp16 = "fp16"
     fp32 = "fp32"
+
+
+class MethodChoice(StrEnum):
+    """How int8 thresholds are chosen from histograms."""
+
+    entropy = "entropy"
+    percentile = "percentile"
+    max = "max"
+    as_published = "entropy-as-published"
 
 
 class PrecisionChoice(StrEnum):
@@ -100,10 +117,42 @@ def build_command(
         Path | None,
         typer.Option(
             metavar="DIR|COCO.json",
-            help="Images of your own (training set), for fp16's range check. [default: pictures that ship]",
+            help="Images of your own training set: int8 is calibrated on them (100 to 500), fp16's range check "
+            "looks at them. [default: for fp16, pictures that ship]",
             show_default=False,
         ),
     ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="int8: the drop in AP that may be expected, at most.")
+    ] = 0.005,
+    min_agreement: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="int8: F1 of matched boxes against fp32, at least.")
+    ] = 0.95,
+    method: Annotated[
+        MethodChoice, typer.Option("--calibration-method", help="int8: how thresholds are chosen first.")
+    ] = MethodChoice.entropy,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration-record",
+            metavar="calibration.json",
+            help="int8: use this record again; it must be of the same model, images and pre-processing.",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration-cache",
+            metavar="FILE",
+            help="int8: take the scales from TensorRT's text calibration cache.",
+        ),
+    ] = None,
+    every_layer: Annotated[
+        bool,
+        typer.Option(
+            "--every-layer", help="int8: no search, every layer that may be int8 is: an experiment."
+        ),
+    ] = False,
     tf32: Annotated[
         bool, typer.Option("--tf32", help="Let fp32 convolutions round their inputs to TF32.")
     ] = False,
@@ -113,6 +162,8 @@ def build_command(
 ) -> None:
     """Compile a CenterNet ONNX graph into an engine bundle."""
     from centernet_trt.builder.build import BuildOptions, build
+    from centernet_trt.builder.quantise.int8 import Int8Options
+    from centernet_trt.builder.quantise.search import Budget, BudgetError
 
     recipe = read_recipe(model) if _is_recipe(model) else None
     path = _model_of(recipe, Path(model).parent, weights) if recipe else Path(model)
@@ -129,13 +180,24 @@ def build_command(
         targets=tuple(part.strip() for part in target.split(",")) if target else (),
         heads=heads.value,
         calibration=calibration,
+        int8=Int8Options(
+            record=record,
+            cache=cache,
+            method=method.value,
+            budget=Budget(max_drop, min_agreement),
+            everything=every_layer,
+        ),
         tf32=tf32,
         command=shlex.join(["centernet-trt", *sys.argv[1:]]),
     )
     name = recipe.name if recipe else path.stem
     folder = output or Path("engines") / f"{name}-{chosen}"
-    with progress_bar() as progress:
-        bundle = build(path, _spec_of(recipe, spec, path), folder, options, BuildProgress(progress))
+    try:
+        with progress_bar() as progress:
+            bundle = build(path, _spec_of(recipe, spec, path), folder, options, BuildProgress(progress))
+    except BudgetError as error:
+        show_error(error)
+        raise typer.Exit(EXIT_TOLERANCE) from None
     show_bundle(bundle)
     if json_file is not None:
         write_json(json_file, bundle.manifest.model_dump(mode="json", by_alias=True))
@@ -218,6 +280,13 @@ def show_bundle(bundle: EngineBundle) -> None:
         )
     for note in manifest.notes:
         table.add_row("note", note)
+    if (calibration := manifest.calibration) is not None:
+        table.add_row(
+            "int8",
+            f"{calibration.int8_share:.1%} of the multiply-adds; expected drop {calibration.expected_drop:.4f} AP, "
+            f"F1 {calibration.agreement_f1:.4f} against fp32 on {calibration.judged_images} images "
+            f"({calibration.mode}); layers and reasons in int8.md",
+        )
     if not manifest.plans:
         table.add_row("plan", "none (--flavour none)")
     out.print(table)

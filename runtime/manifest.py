@@ -126,6 +126,25 @@ class AccuracyRecord(ManifestModel):
     executor: str
 
 
+class CalibrationSummary(ManifestModel):
+    """How an int8 bundle was calibrated, and what that cost; the whole of it is in `calibration.json` and `int8.json`.
+
+    `int8_share`: part of the multiply-adds in int8. `expected_drop`: label-free estimate of the drop in AP against the
+    fp32 graph; `agreement_f1`: matched boxes at the spec's threshold; both on `judged_images` of the calibration
+    images, run `faithful` to the typed graph, or with int8 `simulated` in fp32.
+    """
+
+    method: str
+    images: int
+    int8_share: float
+    max_drop: float
+    min_agreement: float
+    expected_drop: float
+    agreement_f1: float
+    judged_images: int
+    mode: Literal["simulated", "faithful"]
+
+
 class Manifest(ManifestModel):
     """Everything that a bundle's reader must know before it opens another file of the bundle."""
 
@@ -149,6 +168,7 @@ class Manifest(ManifestModel):
     kept_fp32: dict[str, str] = {}
     comparison: dict[str, HeadComparison] = {}
     accuracy: tuple[AccuracyRecord, ...] = ()
+    calibration: CalibrationSummary | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:

@@ -66,9 +66,7 @@ def with_outputs(model: ModelProto, tensors: Collection[str]) -> ModelProto:
     for name in tensors:
         if name not in made:
             near = ", ".join(g.near_names(name, made.keys()))
-            raise ModelError(
-                f"no node of the graph computes {name!r}", f"near names: {near}" if near else ""
-            )
+            raise ModelError(f"no node of the graph computes {name!r}", f"near names: {near}" if near else "")
     model = g.copy_model(model)
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in tensors)
@@ -119,7 +117,7 @@ def _open(model: ModelProto, threads: int) -> Any:
     if serialised_size(model) >= PROTOBUF_LIMIT:
         raise BackendError("a graph of more than 2 GB cannot be calibrated", "build it with --precision fp16")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.disable_quant_qdq", "1")

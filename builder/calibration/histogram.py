@@ -5,26 +5,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "Histogram", "Range"]
+__all__ = ["BINS", "Histogram"]
 
 BINS = 2048
 """Bins of a histogram; the number of the published method."""
 
 Counts = npt.NDArray[np.int64]
-
-
-@dataclass
-class Range:
-    """The first pass over one tensor: the largest magnitude seen, and how many elements."""
-
-    amax: float = 0.0
-    elements: int = 0
-
-    def add(self, values: npt.NDArray[np.floating]) -> None:
-        """Take in an array of any shape; its values must be finite."""
-        if values.size:
-            self.amax = max(self.amax, float(values.max()), -float(values.min()))
-        self.elements += values.size
 
 
 @dataclass

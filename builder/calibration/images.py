@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from centernet_trt.errors import CalibrationError, InputError
 from centernet_trt.runtime.images import IMAGE_SUFFIXES, BgrImage, ImageSource, as_bgr
 
-__all__ = ["FEWEST", "ADVISED", "CalibrationImage", "CalibrationImages", "images_from", "images_of"]
+__all__ = ["ADVISED", "FEWEST", "CalibrationImage", "CalibrationImages", "images_from", "images_of"]
 
 FEWEST = 4
 """Fewer images than this are refused: the ranges of so few are those of single pictures."""
@@ -46,7 +48,6 @@ class CalibrationImages:
     source: str
     notes: tuple[str, ...] = ()
     annotations: Path | None = None
-    _spool: object = None  # keeps the temporary folder of an iterable alive
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,7 +58,15 @@ class CalibrationImages:
     def subset(self, rows: Sequence[int]) -> "CalibrationImages":
         """The images of these places, in this order."""
         chosen = tuple(self.images[row] for row in rows)
-        return CalibrationImages(chosen, self.source, (), self.annotations, self._spool)
+        return CalibrationImages(chosen, self.source, (), self.annotations)
+
+
+class _Spool:
+    """A temporary folder that lives as long as this object."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="centernet-trt-images-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
 def images_of(source: Path) -> CalibrationImages:
@@ -105,38 +114,35 @@ def images_from(source: Iterable[ImageSource]) -> CalibrationImages:
     Raises:
         CalibrationError: too few images, unreadable ones, or all of them equal.
     """
-    folder = tempfile.TemporaryDirectory(prefix="centernet-trt-images-")
+    spool = _Spool()
     kept, pixels = [], []
     for number, item in enumerate(source):
         try:
             image = as_bgr(item)
         except InputError as error:
-            folder.cleanup()
             raise CalibrationError(
                 f"image {number} of the iterable cannot be used: {error.message}", error.hint
             ) from None
-        path = Path(folder.name) / f"{number:08}.npy"
+        path = spool.folder / f"{number:08}.npy"
         np.save(path, image, allow_pickle=False)
         pixels.append(_pixel_hash(image))
-        kept.append(CalibrationImage(f"image {number}", pixels[-1], _array_reader(path)))
-    try:
-        if len(kept) < FEWEST:
-            raise CalibrationError(
-                f"the iterable gave {len(kept)} images, at least {FEWEST} were expected", _MORE
-            )
-        notes = _judge(pixels, "the iterable")
-    except CalibrationError:
-        folder.cleanup()
-        raise
-    return CalibrationImages(tuple(kept), "an iterable", notes, None, folder)
+        kept.append(CalibrationImage(f"image {number}", pixels[-1], _array_reader(path, spool)))
+    if len(kept) < FEWEST:
+        raise CalibrationError(
+            f"the iterable gave {len(kept)} images, at least {FEWEST} were expected", _MORE
+        )
+    return CalibrationImages(tuple(kept), "an iterable", _judge(pixels, "the iterable"))
 
 
 def _reader(path: Path) -> Callable[[], BgrImage]:
     return lambda: as_bgr(path)
 
 
-def _array_reader(path: Path) -> Callable[[], BgrImage]:
-    return lambda: np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
+def _array_reader(path: Path, spool: _Spool) -> Callable[[], BgrImage]:
+    def read(keeps_alive: _Spool = spool) -> BgrImage:
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
+
+    return read
 
 
 def _pixel_hash(image: BgrImage) -> str:

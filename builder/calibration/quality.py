@@ -33,4 +33,5 @@ def signal_to_noise(histogram: Histogram, threshold: float) -> float:
 
 def coarse(histogram: Histogram) -> npt.NDArray[np.int64]:
     """(64,): the histogram in 64 bins, for drawing."""
-    return histogram.counts.reshape(COARSE_BINS, -1).sum(axis=1)
+    sums: npt.NDArray[np.int64] = histogram.counts.reshape(COARSE_BINS, -1).sum(axis=1)
+    return sums

@@ -7,6 +7,7 @@ threshold down to a fraction of the range: no threshold costs anything there. Se
 search mends that.
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -102,19 +103,19 @@ def divergences(counts: npt.NDArray[np.int64], *, mend: bool = True) -> npt.NDAr
         counts[0] = counts[1]
     bins = len(counts)
     kept = np.arange(LEVELS, bins + 1)
-    # First bin of each level: the smallest j with floor(j * LEVELS / i) = level.
-    edges = -(-kept[:, None] * np.arange(LEVELS + 1) // LEVELS)
-    mass, filled = _level_sums(counts, edges), _level_sums((counts > 0).astype(np.int64), edges)
-    below = np.concatenate([[0], np.cumsum(counts)])
-    outliers = below[-1] - below[kept]
-    last = counts[kept - 1]
-    total = float(below[-1])
-    inside = below[kept].astype(np.float64)
+    edges = _edges(bins)
+    # Whole numbers below 2^53 are exact in float64.
+    below = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+    mass = np.diff(below[edges], axis=1)
+    filled = np.diff(np.concatenate([[0], np.cumsum(counts > 0)])[edges], axis=1)
+    total, inside = float(below[-1]), below[kept]
     if not total:
         return np.full(len(kept), np.inf)
+    outliers, last = total - inside, counts[kept - 1].astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_density = np.where(mass > 0, np.log(mass / np.maximum(filled, 1)), 0.0)
-        cross = np.einsum("kl,kl->k", mass.astype(np.float64), log_density) + outliers * log_density[:, -1]
+        # An empty level counts for nothing: the logarithm of 1.
+        log_density = np.log(np.where(mass > 0, mass / filled, 1.0))
+        cross = np.einsum("kl,kl->k", mass, log_density) + outliers * log_density[:, -1]
         plain = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
         # Of P the last bin holds the outliers too.
         own = plain[kept - 1] + _x_log_x(last + outliers)
@@ -124,12 +125,16 @@ def divergences(counts: npt.NDArray[np.int64], *, mend: bool = True) -> npt.NDAr
     return np.where(undefined, np.inf, found)
 
 
-def _level_sums(values: npt.NDArray[np.int64], edges: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(candidates, LEVELS): sums of `values` from each edge to the next."""
-    return np.diff(np.concatenate([[0], np.cumsum(values)])[edges], axis=1)
+@lru_cache(maxsize=4)
+def _edges(bins: int) -> npt.NDArray[np.intp]:
+    """(candidates, LEVELS + 1): the first bin of each level, the smallest j with floor(j * LEVELS / i) = level."""
+    kept = np.arange(LEVELS, bins + 1)
+    edges: npt.NDArray[np.intp] = -(-kept[:, None] * np.arange(LEVELS + 1) // LEVELS)
+    edges.flags.writeable = False
+    return edges
 
 
-def _x_log_x(values: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _x_log_x(values: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     number = values.astype(np.float64)
     result: npt.NDArray[np.float64] = number * np.log(np.where(number > 0, number, 1.0))
     return result

@@ -127,7 +127,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "three dimensions": (changed(three_dimensions), "(?i)4|rank|dimension|image|shape"),
     "integer image": (changed(integer_image), "(?i)uint8|float|type"),
     "two images": (changed(two_images), "other"),
-    "batch baked in": (changed(batch_baked_in), "the batch of this graph is not dynamic|does not run on one image"),
+    "batch baked in": (
+        changed(batch_baked_in),
+        "the batch of this graph is not dynamic|does not run on one image",
+    ),
     "NaN weights": (changed(nan_weights), "'wh' is NaN or infinite"),
     "heads without names": (changed(nameless_heads), "does not say for certain"),
 }
