@@ -1,0 +1,187 @@
+"""Test-time augmentation of the official code: the flip test, and the multi-scale test.
+
+One image is run at every scale, each time beside its mirror; the heads of the two are averaged, decoded on the host,
+and the boxes of all scales merged by soft-NMS. Source: `BaseDetector.run` and `CtdetDetector` of xingyizhou/CenterNet.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import InputError
+from centernet_trt.runtime.decode import decode_image
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.images import BgrImage
+from centernet_trt.runtime.manifest import Manifest
+from centernet_trt.runtime.mirror import average_with_mirror, check_flip
+from centernet_trt.runtime.peaks import FloatArray
+from centernet_trt.runtime.preprocess import normalise
+from centernet_trt.runtime.scaled_input import ScaledInput, scaled_input
+from centernet_trt.runtime.soft_nms import soft_nms
+from centernet_trt.runtime.spec import ModelSpec
+
+OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+HeadsOf = Callable[[npt.NDArray[np.floating]], Mapping[str, FloatArray]]
+
+
+@dataclass(frozen=True)
+class TestTimeAugmentation:
+    """Which augmentations; the defaults are the official flip test.
+
+    Attributes:
+        flip: average with the mirror image.
+        scales: how many times as large the image is run; with more than one, soft-NMS merges the boxes, in the place
+            of the spec's own NMS.
+        sigma: width of the soft-NMS.
+        lowest: score below which a box that soft-NMS decays is dropped.
+        flip_index: for a points head by name: the point that each point becomes in a mirror, or None to take the points
+            of the image alone. A raw head is always that of the image alone.
+    """
+
+    __test__ = False  # pytest would take the name for a test
+
+    flip: bool = True
+    scales: tuple[float, ...] = (1.0,)
+    sigma: float = 0.5
+    lowest: float = 0.001
+    flip_index: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
+            raise InputError(f"scales are {self.scales}, at least one positive number was expected")
+        if not self.sigma > 0:
+            raise InputError(f"sigma is {self.sigma}, a positive number was expected")
+
+
+_NAMED = {
+    "flip": TestTimeAugmentation(),
+    "multiscale": TestTimeAugmentation(flip=False, scales=OFFICIAL_SCALES),
+    "flip+multiscale": TestTimeAugmentation(scales=OFFICIAL_SCALES),
+}
+Augmentation = Literal["flip", "multiscale", "flip+multiscale"] | TestTimeAugmentation
+
+
+def augmentation_of(tta: Augmentation) -> TestTimeAugmentation:
+    """The settings that a name stands for, or the settings themselves.
+
+    Raises:
+        InputError: there is no such name.
+    """
+    if isinstance(tta, TestTimeAugmentation):
+        return tta
+    if tta not in _NAMED:
+        raise InputError(
+            f"tta is {tta!r}", f"it can be {', '.join(map(repr, _NAMED))} or a TestTimeAugmentation"
+        )
+    return _NAMED[tta]
+
+
+def detect_augmented(
+    image: BgrImage,
+    manifest: Manifest,
+    heads_of: HeadsOf,
+    tta: TestTimeAugmentation,
+    threshold: float | None = None,
+    top_k: int | None = None,
+    max_batch: int | None = None,
+) -> Detections:
+    """Detections of one image with test-time augmentation.
+
+    Every scale gives its best `top_k` (the spec's, or the call's where that is more); of the merged boxes the best
+    `top_k` at or above the threshold are kept, score descending. Unlike the official code, rows that soft-NMS drops are
+    gone (there, copies of others stand in their places), and equal scores at the end of the list do not lengthen it.
+
+    Args:
+        image: (H, W, 3) uint8, blue first.
+        manifest: of the bundle.
+        heads_of: runs the network: input tensor (N, 3, H, W) -> head tensors (N, C, H', W') by name, on the host.
+        tta: which augmentations.
+        threshold: lowest score wanted; None for the spec's.
+        top_k: at most so many; None for the spec's.
+        max_batch: most images that `heads_of` takes; None for the bundle's. With 1, image and mirror run one by one.
+
+    Raises:
+        InputError: a scale needs an input that the bundle was not built for, or a head cannot be mirrored.
+    """
+    spec = manifest.spec
+    if tta.flip:
+        check_flip(spec, tta.flip_index)
+    threshold = spec.threshold if threshold is None else threshold
+    top_k = spec.top_k if top_k is None else top_k
+    # Before the first run, so that a scale that does not fit costs nothing.
+    inputs = [scaled_input(image, spec.input, scale) for scale in tta.scales]
+    for scale, scaled in zip(tta.scales, inputs, strict=True):
+        _check_size(scaled, manifest, scale)
+    together = (max_batch or manifest.profile.batch.max) >= 2
+    if len(inputs) == 1:
+        heads, decoded_as = _heads(inputs[0], manifest, heads_of, tta, together)
+        return decode_image(heads, decoded_as, inputs[0].placement, threshold, top_k)
+    found = []
+    for scaled in inputs:
+        heads, decoded_as = _heads(scaled, manifest, heads_of, tta, together)
+        decoded_as = decoded_as.model_copy(update={"nms_iou": None})
+        found.append(decode_image(heads, decoded_as, scaled.placement, 0.0, max(spec.top_k, top_k)))
+    return _merged(found, tta, threshold, top_k)
+
+
+def _check_size(scaled: ScaledInput, manifest: Manifest, scale: float) -> None:
+    placement, profile = scaled.placement, manifest.profile
+    if placement.height not in profile.height or placement.width not in profile.width:
+        raise InputError(
+            f"an image of {placement.source_width}x{placement.source_height} pixels at scale {scale:g} needs a network "
+            f"input of {placement.width}x{placement.height}; the engine was built for widths {profile.width} and "
+            f"heights {profile.height}",
+            "rebuild the bundle with wider --height and --width, or give other scales",
+        )
+
+
+def _heads(
+    scaled: ScaledInput, manifest: Manifest, heads_of: HeadsOf, tta: TestTimeAugmentation, together: bool
+) -> tuple[Mapping[str, FloatArray], ModelSpec]:
+    """Heads (C, H, W) of one scale, and the spec to decode them with."""
+    spec, side = manifest.spec, scaled.placement
+    copies = 2 if tta.flip else 1
+    tensor = np.empty((copies, 3, side.height, side.width), dtype=np.dtype(manifest.input.dtype))
+    normalise([scaled.canvas], spec.input, tensor[:1])
+    if not tta.flip:
+        return {name: head[0] for name, head in heads_of(tensor).items()}, spec
+    tensor[1] = tensor[0, :, :, ::-1]
+    if together:
+        both = heads_of(tensor)
+        direct, mirrored = ({name: head[row] for name, head in both.items()} for row in (0, 1))
+    else:
+        direct, mirrored = (
+            {name: head[0] for name, head in heads_of(tensor[row : row + 1]).items()} for row in (0, 1)
+        )
+    return average_with_mirror(direct, mirrored, spec, tta.flip_index), _with_probabilities(spec)
+
+
+def _with_probabilities(spec: ModelSpec) -> ModelSpec:
+    heatmap = spec.heads.heatmap.model_copy(update={"activation": "probability"})
+    return spec.model_copy(update={"heads": spec.heads.model_copy(update={"heatmap": heatmap})})
+
+
+def _merged(
+    found: Sequence[Detections], tta: TestTimeAugmentation, threshold: float, top_k: int
+) -> Detections:
+    """The boxes of all scales as one answer."""
+    first = found[0]
+    score = np.concatenate([part.score for part in found])
+    everything = Detections(
+        np.concatenate([part.xyxy for part in found]),
+        score,
+        np.concatenate([part.label for part in found]),
+        {name: np.concatenate([part.extra[name] for part in found]) for name in first.extra},
+        first.class_names,
+        first.category_ids,
+    )
+    kept = soft_nms(everything.xyxy, score, everything.label, tta.sigma, tta.lowest)
+    rows, final = kept.rows[:top_k], kept.score[:top_k]
+    good = final >= np.float32(threshold)
+    chosen = everything[rows[good]]
+    return Detections(
+        chosen.xyxy, final[good], chosen.label, chosen.extra, chosen.class_names, chosen.category_ids
+    )
