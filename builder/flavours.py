@@ -1,4 +1,4 @@
-"""What differs between the flavours of TensorRT; the one place that knows.
+"""What differs between the flavours of TensorRT when a plan is built. Their packages: `runtime/tensorrt_flavour.py`.
 
 - `rtx`: TensorRT for RTX (`tensorrt_rtx`), a base dependency on Linux x86-64. It compiles ahead of time on
   any machine, with or without a GPU, and finishes the kernels on the user's GPU.
@@ -6,19 +6,21 @@
   for that GPU.
 """
 
-import ctypes
-import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
 from centernet_trt.errors import BackendError
+from centernet_trt.runtime.tensorrt_flavour import (
+    InstalledName,
+    gpu_count,
+    import_flavour,
+    is_installed,
+)
 
 __all__ = ["Flavour", "FlavourName", "InstalledName", "gpu_count", "load_flavour"]
 
-InstalledName = Literal["rtx", "tensorrt"]
 FlavourName = Literal["auto", "rtx", "tensorrt"]
 
 # For each target, the members of `ComputeCapability` to build for; none is TensorRT's own default.
@@ -38,8 +40,6 @@ _RTX_TARGETS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class _Row:
-    module_name: str
-    install: str
     builds_without_gpu: bool
     has_timing_cache: bool
     default_target: str
@@ -51,8 +51,6 @@ class _Row:
 
 _TABLE: Mapping[str, _Row] = {
     "rtx": _Row(
-        module_name="tensorrt_rtx",
-        install="pip install 'tensorrt-rtx>=1.7,<1.8'  (Linux x86-64)",
         builds_without_gpu=True,
         # It measures nothing at build time; its cache is the runtime's, for kernels compiled there.
         has_timing_cache=False,
@@ -68,8 +66,6 @@ _TABLE: Mapping[str, _Row] = {
         ),
     ),
     "tensorrt": _Row(
-        module_name="tensorrt",
-        install="pip install 'centernet-trt[tensorrt]' --extra-index-url https://pypi.nvidia.com",
         builds_without_gpu=False,
         has_timing_cache=True,
         default_target="current",
@@ -150,28 +146,15 @@ def load_flavour(name: FlavourName = "auto") -> Flavour:
         BackendError: the package is not installed, or does not load; the hint has the line that installs it.
     """
     if name == "auto":
-        full = importlib.util.find_spec(_TABLE["tensorrt"].module_name) is not None
-        name = "tensorrt" if full and gpu_count() else "rtx"
+        name = "tensorrt" if is_installed("tensorrt") and gpu_count() else "rtx"
     row = _TABLE.get(name)
     if row is None:
         raise BackendError(
             f"unknown flavour {name!r}; there are auto, {', '.join(_TABLE)}", "choose one of these"
         )
-    try:
-        module = importlib.import_module(row.module_name)
-    except ModuleNotFoundError as error:
-        if error.name != row.module_name:
-            raise BackendError(
-                f"{row.module_name} does not load: {error}", f"install it again: {row.install}"
-            ) from error
-        raise BackendError(f"{row.module_name} is not installed", row.install) from error
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"{row.module_name} does not load: {error}", f"install it again: {row.install}"
-        ) from error
     return Flavour(
         name,
-        module,
+        import_flavour(name),
         row.builds_without_gpu,
         row.has_timing_cache,
         row.default_target,
@@ -180,15 +163,3 @@ def load_flavour(name: FlavourName = "auto") -> Flavour:
         row.build_flags,
         row.int8_notes,
     )
-
-
-def gpu_count() -> int:
-    """Return how many NVIDIA GPUs the driver shows; 0 without a driver, and whatever else is wrong."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-            return 0
-    except (OSError, AttributeError):
-        return 0
-    return count.value

@@ -6,10 +6,11 @@ from typing import Any
 
 from onnx import ModelProto, ValueInfoProto
 
-from centernet_trt.builder import inference, trt_log
+from centernet_trt.builder import inference
 from centernet_trt.builder.flavours import Flavour, InstalledName
 from centernet_trt.builder.passes.shapes import find_image_input
 from centernet_trt.errors import BackendError, ModelError
+from centernet_trt.runtime import trt_log
 from centernet_trt.runtime.manifest import ShapeRange
 
 __all__ = ["Plan", "Profile", "build_plan"]

@@ -7,15 +7,22 @@ from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.detector import BatchError, Detector
 from centernet_trt.runtime.presets import PRESET_NAMES, preset, read_spec
+from centernet_trt.runtime.request_stats import RequestStatistics
+from centernet_trt.runtime.request_types import Batching, QueueFullError
 from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.tta import TestTimeAugmentation
 
 __all__ = [
     "PRESET_NAMES",
     "BatchError",
+    "Batching",
     "Detections",
     "Detector",
     "EngineBundle",
     "ModelSpec",
+    "QueueFullError",
+    "RequestStatistics",
+    "TestTimeAugmentation",
     "preset",
     "read_spec",
 ]

@@ -1,24 +1,33 @@
 """Detector: a bundle loaded and ready; images in, detections out."""
 
+import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Self, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from centernet_trt.errors import BackendError, CenterNetError, InputError
+from centernet_trt.runtime.backend import Backend, Heads, Picture, Request
+from centernet_trt.runtime.backend_choice import BackendName, open_backend
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.decode import check_heads, decode
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.executor import Executor, allocate_heads
+from centernet_trt.runtime.device_arrays import device_image, is_device_array
+from centernet_trt.runtime.driver_binding import BindingName
+from centernet_trt.runtime.forks import check_owner, guard_forks
 from centernet_trt.runtime.geometry import Placement, place
-from centernet_trt.runtime.images import BgrImage, ImageSource, as_bgr
-from centernet_trt.runtime.onnxruntime_executor import Mode, OnnxRuntimeExecutor
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.gpu_memory import MemoryUse
+from centernet_trt.runtime.gpu_options import GpuOptions
+from centernet_trt.runtime.host_backend import HostBackend
+from centernet_trt.runtime.images import ImageSource, as_bgr
+from centernet_trt.runtime.onnxruntime_executor import Mode
+from centernet_trt.runtime.request_stats import RequestStatistics
+from centernet_trt.runtime.request_types import Batching, RequestFuture
 from centernet_trt.runtime.spec import MAX_TOP_K
-
-Backend = Literal["auto", "tensorrt", "onnxruntime"]
+from centernet_trt.runtime.submission import Submissions, Wish
+from centernet_trt.runtime.tta import Augmentation, TestTimeAugmentation, augmentation_of, detect_augmented
 
 
 class BatchError(InputError):
@@ -38,61 +47,93 @@ class BatchError(InputError):
 
 
 class Detector:
-    """Finds objects in images with one bundle. A context manager; `detect` may be called from many threads.
+    """Finds objects in images with one bundle. A context manager; everything may be called from many threads.
 
     `note` says what must be known about how the network is run; it is empty for TensorRT on a GPU.
     """
 
-    def __init__(self, bundle: EngineBundle, executor: Executor) -> None:
+    def __init__(
+        self, bundle: EngineBundle, backend: Backend, batching: Batching | None = None, workers: int = 1
+    ) -> None:
         """Use `Detector.load`; this takes the parts that it makes."""
         self.bundle = bundle
-        self._executor: Executor | None = executor
-        self.note = executor.note
+        self._backend: Backend | None = backend
+        self.note = backend.note
+        self._process = os.getpid()
+        guard_forks(backend)
+        self._submissions = Submissions(
+            bundle.manifest.spec, self._prepare, self._run, backend.max_batch, batching, workers
+        )
 
     @classmethod
     def load(
         cls,
         bundle: str | Path | EngineBundle,
         *,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
         mode: Mode = "fast",
         threads: int | None = None,
+        batching: Batching | None = None,
+        device: int | str = 0,
+        streams: int = 2,
+        max_batch: int | None = None,
+        cuda_graph: bool = True,
+        max_graphs: int = 16,
+        max_pixels: int = 4096 * 3072,
+        spin: bool = True,
+        binding: BindingName = "auto",
     ) -> Self:
         """Load a bundle.
 
         Args:
             bundle: its folder, or one already read.
-            backend: `onnxruntime` runs the network on the host. `auto` takes the best that this version can run.
+            backend: `tensorrt` runs a plan on a GPU, `onnxruntime` the same graph on the host. `auto` takes TensorRT
+                where there is a GPU, the extra `gpu` is installed, and the bundle has a plan for this GPU and the
+                installed TensorRT; the reason against it is logged.
             mode: of ONNX Runtime: `fast`, or `faithful` to the types of the graph.
             threads: of ONNX Runtime; None for its own choice.
+            batching: how `submit` gathers images into batches; None for the defaults of `Batching`.
+            device: the GPU, by number or UUID.
+            streams: batches under way at once on the GPU; each takes memory of its own.
+            max_batch: images in a batch; None for the most that the bundle was built for.
+            cuda_graph: record each shape's work as a CUDA graph; False launches it piece by piece.
+            max_graphs: shapes kept by each stream.
+            max_pixels: of the largest image that goes from the host to the GPU.
+            spin: wait for the GPU without sleeping: faster by some microseconds, at the price of a busy core.
+            binding: Python package for the CUDA driver; `auto` takes PyCUDA where it is installed.
 
         Raises:
             BundleError: no bundle, or a damaged one.
             BackendError: the backend is not to be had here.
+            CudaError: the GPU fails, or its memory does not suffice.
+            InputError: an argument cannot be used.
         """
         loaded = bundle if isinstance(bundle, EngineBundle) else EngineBundle.load(bundle)
-        if backend == "tensorrt":
-            raise BackendError(
-                "this version builds TensorRT plans but does not run them yet",
-                "use backend='onnxruntime' (or 'auto') to run the same graph on the host",
-            )
-        if backend not in ("auto", "onnxruntime"):
-            raise BackendError(
-                f"there is no backend {backend!r}", "backends are: auto, onnxruntime, tensorrt"
-            )
-        return cls(loaded, OnnxRuntimeExecutor(loaded.model_path, loaded.manifest, mode, threads))
+        options = GpuOptions(device, streams, max_batch, cuda_graph, max_graphs, max_pixels, spin, binding)
+        opened = open_backend(loaded, backend, mode, threads, options)
+        return cls(loaded, opened, batching, 1 if isinstance(opened, HostBackend) else streams)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(drain=kind is None)
 
-    def close(self) -> None:
-        """Free the network; a later call of `detect` is an error. May be called twice."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.close()
+    def close(self, drain: bool = True) -> None:
+        """Free the network; a later call of `detect` or `submit` is an error. May be called twice.
+
+        Args:
+            drain: first finish the images that were submitted; False fails those still in the queue with a
+                BackendError. Leaving a `with` block by an exception does not drain.
+
+        In a fork of the process that loaded it nothing is freed: it all belongs to the parent.
+        """
+        if os.getpid() != self._process:
+            return
+        self._submissions.close(drain)
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
 
     def detect(
         self,
@@ -100,19 +141,27 @@ class Detector:
         threshold: float | None = None,
         classes: Sequence[int | str] | None = None,
         top_k: int | None = None,
+        *,
+        tta: Augmentation | None = None,
     ) -> Detections:
         """What is in one image.
 
         Args:
-            image: a path, an array as cv2.imread gives it, or a PIL image (see `images.as_bgr`).
+            image: a path, an array as cv2.imread gives it, a PIL image (see `images.as_bgr`); or, for TensorRT, a
+                uint8 array in GPU memory, (H, W), (H, W, 3) or (H, W, 4), blue first, by DLPack or
+                `__cuda_array_interface__`. Leave it as it is until the call returns.
             threshold: lowest score wanted, 0..1; None for the spec's.
             classes: only these, by index or name; chosen from the `top_k` best of all classes.
             top_k: at most so many detections; None for the spec's.
+            tta: test-time augmentation: "flip", "multiscale", "flip+multiscale" or a `TestTimeAugmentation`. The heads
+                are averaged and decoded on the host, whichever backend runs the network.
 
         Raises:
             InputError: the image or an argument cannot be used.
             BackendError: the network failed.
         """
+        if tta is not None:
+            return self._detect_augmented(image, augmentation_of(tta), threshold, classes, top_k)
         (result,) = self.detect_batch([image], threshold, classes, top_k, errors="return")
         if isinstance(result, CenterNetError):
             raise result
@@ -162,29 +211,123 @@ class Detector:
             BackendError: the network failed.
         """
         self._check_arguments(threshold, top_k)
+        check_owner(self._process, "the detector")
+        backend = self._open_backend
         results: dict[int, Detections | CenterNetError] = {}
-        ready: dict[tuple[int, int], dict[int, tuple[BgrImage, Placement]]] = {}
+        ready: dict[tuple[int, int], dict[int, tuple[Picture, Placement]]] = {}
         for row, source in enumerate(images):
             try:
-                image = as_bgr(source)
-                placement = self._place(image)
+                image, placement = self._prepare(source)
             except CenterNetError as error:
                 results[row] = error
                 continue
             ready.setdefault((placement.height, placement.width), {})[row] = (image, placement)
-        largest = self.bundle.manifest.profile.batch.max
+        rows, batches = [], []
         for group in ready.values():
-            rows = iter(group.items())
-            while chunk := dict(islice(rows, largest)):
-                found = self._run(list(chunk.values()), threshold, top_k)
-                if classes is not None:
-                    found = [detections.of_classes(classes) for detections in found]
-                results.update(zip(chunk, found, strict=True))
+            entries = iter(group.items())
+            while chunk := dict(islice(entries, backend.max_batch)):
+                rows.append(list(chunk))
+                batches.append([Request(*placed, threshold, top_k) for placed in chunk.values()])
+        for chunk_rows, found in zip(rows, backend.run(batches), strict=True):
+            if classes is not None:
+                found = [detections.of_classes(classes) for detections in found]
+            results.update(zip(chunk_rows, found, strict=True))
         ordered = [results[row] for row in range(len(images))]
         good = [result for result in ordered if isinstance(result, Detections)]
         if errors == "return" or len(good) == len(ordered):
             return ordered
         raise BatchError(ordered)
+
+    def submit(
+        self,
+        image: ImageSource,
+        timeout: float | None = None,
+        threshold: float | None = None,
+        classes: Sequence[int | str] | None = None,
+        top_k: int | None = None,
+    ) -> RequestFuture[Detections]:
+        """Queue an image; images that are submitted at about the same time run as one batch.
+
+        The answer is the one of `detect` with the same arguments. The future can be awaited, and cancelled until its
+        batch starts. An image that cannot be used fails its own future, with an InputError. An array is not copied:
+        leave it as it is until the future is done. A path is read here, in the caller's thread.
+
+        Args:
+            image: as for `detect`.
+            timeout: seconds to wait for room in the queue; 0 not at all, None as long as it takes.
+            threshold: lowest score wanted, 0..1; None for the spec's.
+            classes: only these, by index or name; chosen from the `top_k` best of all classes.
+            top_k: at most so many detections; None for the spec's.
+
+        Raises:
+            QueueFullError: no room within the timeout.
+            InputError: an argument cannot be used.
+            BackendError: the detector is closed, or was loaded before a fork.
+        """
+        self._check_arguments(threshold, top_k)
+        wish = Wish(threshold, None if classes is None else tuple(classes), top_k)
+        return self._submissions.submit(image, wish, timeout)
+
+    def warmup(
+        self, sizes: Sequence[tuple[int, int]] | None = None, batches: Sequence[int] | None = None
+    ) -> None:
+        """Do now what the first image of a size would wait for: kernels, execution contexts, CUDA graphs.
+
+        Args:
+            sizes: (width, height) in pixels of the images to come; None for the network's own size.
+            batches: how many images at once; None for 1 and the largest batch.
+
+        Raises:
+            InputError: a size or a batch that the bundle was not built for.
+            BackendError: the network failed.
+        """
+        check_owner(self._process, "the detector")
+        backend, profile = self._open_backend, self.bundle.manifest.profile
+        wanted = sizes or [(profile.width.opt - 1, profile.height.opt - 1)]
+        counts = sorted({1, backend.max_batch}) if batches is None else batches
+        if any(not 1 <= count <= backend.max_batch for count in counts):
+            raise InputError(f"batches are {list(counts)}, 1 to {backend.max_batch} images were expected")
+        backend.warm(
+            [Request(np.zeros((height, width, 3), np.uint8), self._place(width, height))] * count
+            for width, height in wanted
+            for count in counts
+        )
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What is allocated on the GPU and in page-locked memory, and for what; it does not grow in use."""
+        return self._open_backend.memory
+
+    @property
+    def stats(self) -> RequestStatistics:
+        """Queue depth, batch sizes, counts and latencies of what was submitted."""
+        return self._submissions.statistics
+
+    def _detect_augmented(
+        self,
+        source: ImageSource,
+        tta: TestTimeAugmentation,
+        threshold: float | None,
+        classes: Sequence[int | str] | None,
+        top_k: int | None,
+    ) -> Detections:
+        self._check_arguments(threshold, top_k)
+        check_owner(self._process, "the detector")
+        if is_device_array(source):
+            raise InputError(
+                "an image in GPU memory was given with tta=, which prepares images on the host",
+                "copy it to the host first",
+            )
+        found = detect_augmented(
+            as_bgr(source),
+            self.bundle.manifest,
+            self._heads,
+            tta,
+            threshold,
+            top_k,
+            self._open_backend.max_batch,
+        )
+        return found if classes is None else found.of_classes(classes)
 
     def _check_arguments(self, threshold: float | None, top_k: int | None) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
@@ -192,28 +335,34 @@ class Detector:
         if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
             raise InputError(f"top_k is {top_k}, 1 to {MAX_TOP_K} was expected")
 
-    def _place(self, image: BgrImage) -> Placement:
+    def _prepare(self, source: ImageSource) -> tuple[Picture, Placement]:
+        image: Picture = device_image(source) if is_device_array(source) else as_bgr(source)
+        self._open_backend.check_image(image)
+        return image, self._place(image.shape[1], image.shape[0])
+
+    def _place(self, width: int, height: int) -> Placement:
         manifest = self.bundle.manifest
-        placement = place(manifest.spec.input, image.shape[1], image.shape[0])
+        placement = place(manifest.spec.input, width, height)
         profile = manifest.profile
         if placement.height not in profile.height or placement.width not in profile.width:
             raise InputError(
-                f"an image of {image.shape[1]}x{image.shape[0]} pixels needs a network input of "
+                f"an image of {width}x{height} pixels needs a network input of "
                 f"{placement.width}x{placement.height}; the engine was built for widths {profile.width} and "
                 f"heights {profile.height}",
                 "scale the image down, or rebuild the bundle with wider --width and --height",
             )
         return placement
 
-    def _run(
-        self, batch: list[tuple[BgrImage, Placement]], threshold: float | None, top_k: int | None
-    ) -> list[Detections]:
-        executor, manifest = self._executor, self.bundle.manifest
-        if executor is None:
+    @property
+    def _open_backend(self) -> Backend:
+        if self._backend is None:
             raise BackendError("the detector is closed", "load the bundle again: Detector.load(...)")
-        images, placements = [image for image, _ in batch], [placement for _, placement in batch]
-        tensor = preprocess(images, placements, manifest.spec.input, np.dtype(manifest.input.dtype))
-        heads = allocate_heads(manifest, *(len(batch), *tensor.shape[2:]))
-        check_heads({name: head.shape for name, head in heads.items()}, manifest.spec)
-        executor.run({manifest.input.name: tensor}, heads)
-        return decode(heads, manifest.spec, placements, threshold, top_k)
+        return self._backend
+
+    def _run(self, batch: list[Request]) -> list[Detections]:
+        (found,) = self._open_backend.run([batch])
+        return found
+
+    def _heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
+        """Head tensors (N, C, H, W) on the host, by name, of an input tensor (N, 3, height, width) on the host."""
+        return self._open_backend.heads(tensor)

@@ -9,6 +9,7 @@ import pytest
 from centernet_trt.builder import flavours
 from centernet_trt.builder.flavours import gpu_count, load_flavour
 from centernet_trt.errors import BackendError
+from centernet_trt.runtime import tensorrt_flavour
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def importing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         raise error
 
     monkeypatch.setattr(
-        flavours, "importlib", SimpleNamespace(import_module=import_module, util=importlib.util)
+        tensorrt_flavour, "importlib", SimpleNamespace(import_module=import_module, util=importlib.util)
     )
 
 

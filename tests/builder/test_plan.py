@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from onnx_graphs import Node, model, small_centernet
 
-from centernet_trt.builder import flavours, inference, trt_log
+from centernet_trt.builder import flavours, inference
 from centernet_trt.builder.flavours import Flavour, load_flavour
 from centernet_trt.builder.passes.fold import fold_batch_norm
 from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.passes.shapes import make_dynamic
 from centernet_trt.builder.plan import Plan, Profile, build_plan
 from centernet_trt.errors import BackendError, InputError, ModelError
+from centernet_trt.runtime import trt_log
 from centernet_trt.runtime.manifest import ShapeRange
 
 ONE = Profile(ShapeRange.of(1, 1, 4))

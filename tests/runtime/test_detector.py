@@ -114,7 +114,7 @@ def test_closed_and_unknown_backends(tmp_path: Path) -> None:
     detector.close()
     with pytest.raises(BackendError, match="closed"):
         detector.detect(scene())
-    with pytest.raises(BackendError, match="does not run them yet"):
+    with pytest.raises(BackendError, match="TensorRT cannot run here: the bundle has no TensorRT plan"):
         Detector.load(tmp_path / "b", backend="tensorrt")
     with pytest.raises(BackendError, match="no backend 'cuda'"):
         Detector.load(tmp_path / "b", backend="cuda")  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+"""The driver through PyCUDA.
+
+PyCUDA frees what it made when the last reference goes. Here that happens under a current context and nowhere else:
+the objects live in tables by their address, and leave them when they are freed.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from centernet_trt.errors import CudaError
+from centernet_trt.runtime.driver_binding import Dimensions, Handle
+from centernet_trt.runtime.driver_cuda_bindings import CudaBindings
+from centernet_trt.runtime.driver_errors import DriverError
+
+_INSTALL = "install it: make gpu, or python -m centernet_trt.install_pycuda; or use binding='cuda-bindings'"
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+_HOST_BYTE = ctypes.c_char
+
+
+class PyCuda:
+    """See `driver_binding.Binding`."""
+
+    name = "pycuda"
+
+    def __init__(self) -> None:
+        """Load the package and start the driver.
+
+        Raises:
+            CudaError: there is no such package, it does not load, or there is no device.
+        """
+        try:
+            from pycuda import driver
+        except ImportError as error:
+            raise CudaError(f"PyCUDA cannot be imported: {error}", _INSTALL) from error
+        self._cu: Any = driver
+        self._other = CudaBindings()
+        self._codes = self._other.codes_by_meaning()
+        self._call("cuInit", driver.init)
+        self._memory: dict[int, Any] = {}
+        self._pinned: dict[int, Any] = {}
+
+    def _call(self, name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except self._cu.Error as error:
+            failed = self._translated(name, error)
+        # The traceback keeps this frame: what it refers to would be freed when the exception goes, not when it is closed.
+        del function, arguments, named
+        raise failed
+
+    def _translated(self, call: str, error: Exception) -> CudaError:
+        """PyCUDA's errors say "cuMemAlloc failed: out of memory"; the number is found by the meaning."""
+        text = str(error)
+        said, separator, meaning = text.partition(" failed: ")
+        found = self._codes.get(meaning.split(" - ")[0].strip())
+        if not separator or found is None:
+            return CudaError(f"{call} failed: {text}")
+        return DriverError(said, found[0], found[1], meaning.removesuffix(" - "))
+
+    def retain(self, index: int) -> Handle:
+        """The primary context of a device."""
+        device = self._call("cuDeviceGet", self._cu.Device, index)
+        return self._call("cuDevicePrimaryCtxRetain", device.retain_primary_context)
+
+    def release(self, index: int, context: Handle) -> None:
+        """Give the primary context back."""
+        # PyCUDA gives it back only where it is current, and leaves it current then.
+        self.push(context)
+        try:
+            self._call("cuDevicePrimaryCtxRelease", context.detach)
+        finally:
+            self._other.pop()
+
+    def push(self, context: Handle) -> None:
+        """Make a context current in this thread."""
+        self._call("cuCtxPushCurrent", context.push)
+
+    def pop(self) -> None:
+        """Make the one before it current again."""
+        self._call("cuCtxPopCurrent", self._cu.Context.pop)
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of new device memory."""
+        made = self._call("cuMemAlloc", self._cu.mem_alloc, nbytes)
+        self._memory[int(made)] = made
+        return int(made)
+
+    def free(self, address: int) -> None:
+        """Free it."""
+        self._call("cuMemFree", self._memory.pop(address).free)
+
+    def allocate_pinned(self, nbytes: int) -> int:
+        """Address of new page-locked host memory."""
+        made = self._call("cuMemHostAlloc", self._cu.pagelocked_empty, nbytes, np.uint8)
+        address = int(made.ctypes.data)
+        self._pinned[address] = made.base  # the array's base owns the memory
+        return address
+
+    def free_pinned(self, address: int) -> None:
+        """Free it."""
+        self._call("cuMemFreeHost", self._pinned.pop(address).free)
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that nobody uses."""
+        return int(self._call("cuMemGetInfo", self._cu.mem_get_info)[0])
+
+    def create_stream(self) -> tuple[Handle, int]:
+        """A non-blocking stream and its number."""
+        made = _Box(self._call("cuStreamCreate", self._cu.Stream, _NON_BLOCKING))
+        return made, int(made.held.handle)
+
+    def destroy_stream(self, stream: Handle) -> None:
+        """Destroy it."""
+        stream.held = None
+
+    def synchronize(self, stream: Handle) -> None:
+        """Wait for all work of a stream."""
+        self._call("cuStreamSynchronize", stream.held.synchronize)
+
+    def copy_to_device(self, target: int, source: int, nbytes: int, stream: Handle) -> None:
+        """Copy from pinned memory, asynchronously."""
+        host = (_HOST_BYTE * nbytes).from_address(source)
+        self._call("cuMemcpyHtoDAsync", self._cu.memcpy_htod_async, target, host, stream.held)
+
+    def copy_to_host(self, target: int, source: int, nbytes: int, stream: Handle) -> None:
+        """Copy to pinned memory, asynchronously."""
+        host = (_HOST_BYTE * nbytes).from_address(target)
+        self._call("cuMemcpyDtoHAsync", self._cu.memcpy_dtoh_async, host, source, stream.held)
+
+    def fill(self, address: int, value: int, nbytes: int, stream: Handle) -> None:
+        """Set every byte, asynchronously."""
+        self._call("cuMemsetD8Async", self._cu.memset_d8_async, address, value, nbytes, stream.held)
+
+    def create_event(self, timing: bool, spin: bool) -> Handle:
+        """An event; without `spin` those who wait for it sleep."""
+        flags = self._cu.event_flags
+        wanted = (0 if spin else flags.BLOCKING_SYNC) | (0 if timing else flags.DISABLE_TIMING)
+        return _Box(self._call("cuEventCreate", self._cu.Event, wanted))
+
+    def destroy_event(self, event: Handle) -> None:
+        """Destroy it."""
+        event.held = None
+
+    def record(self, event: Handle, stream: Handle) -> None:
+        """Let the event mark this point of the stream."""
+        self._call("cuEventRecord", event.held.record, stream.held)
+
+    def wait_event(self, stream: Handle, event: Handle) -> None:
+        """Let later work of the stream wait for the event."""
+        self._call("cuStreamWaitEvent", stream.held.wait_for_event, event.held)
+
+    def synchronize_event(self, event: Handle) -> None:
+        """Wait for the event in this thread."""
+        self._call("cuEventSynchronize", event.held.synchronize)
+
+    def event_done(self, event: Handle) -> bool:
+        """Whether it has happened."""
+        return bool(self._call("cuEventQuery", event.held.query))
+
+    def elapsed_ms(self, before: Handle, after: Handle) -> float:
+        """Milliseconds between two events."""
+        return float(self._call("cuEventElapsedTime", after.held.time_since, before.held))
+
+    def load_module(self, cubin: bytes) -> Handle:
+        """Load device code."""
+        return _Module(self._call("cuModuleLoadData", self._cu.module_from_buffer, cubin))
+
+    def unload_module(self, module: Handle) -> None:
+        """Unload it."""
+        module.functions.clear()  # each keeps the module loaded
+        module.held = None
+
+    def function(self, module: Handle, name: str) -> Handle:
+        """An entry point of a module."""
+        module.functions[name] = self._call("cuModuleGetFunction", module.held.get_function, name)
+        return module, name
+
+    def launch(
+        self,
+        function: Handle,
+        grid: Dimensions,
+        block: Dimensions,
+        shared_bytes: int,
+        params: Any,
+        stream: Handle,
+    ) -> None:
+        """Launch a kernel whose one parameter is `params`."""
+        packed = np.frombuffer(bytes(params), dtype=np.uint8)
+        named = {"grid": grid, "block": block, "shared": shared_bytes, "stream": stream.held}
+        module, name = function
+        self._call("cuLaunchKernel", module.functions[name], packed, **named)
+
+
+class _Box:
+    """Holds PyCUDA's object until it is destroyed; emptying it calls the driver."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+class _Module(_Box):
+    def __init__(self, held: Any) -> None:
+        super().__init__(held)
+        self.functions: dict[str, Any] = {}

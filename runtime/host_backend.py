@@ -1,0 +1,78 @@
+"""The backend without a GPU: OpenCV, ONNX Runtime and NumPy."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import InputError
+from centernet_trt.runtime.backend import Batch, Heads, Picture
+from centernet_trt.runtime.decode import check_heads, decode_image
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.device_arrays import DeviceImage
+from centernet_trt.runtime.executor import Executor, allocate_heads
+from centernet_trt.runtime.gpu_memory import MemoryUse
+from centernet_trt.runtime.images import BgrImage
+from centernet_trt.runtime.manifest import Manifest
+from centernet_trt.runtime.preprocess import preprocess
+
+
+class HostBackend:
+    """Runs a bundle on the host; see `Backend`."""
+
+    def __init__(self, executor: Executor, manifest: Manifest, max_batch: int | None = None) -> None:
+        """Take over an executor that runs on host arrays."""
+        self._executor, self._manifest = executor, manifest
+        self.note = executor.note
+        self.max_batch = max_batch or manifest.profile.batch.max
+        self.memory = MemoryUse()
+
+    def check_image(self, image: Picture) -> None:
+        """Raise InputError for an image in GPU memory."""
+        if isinstance(image, DeviceImage):
+            raise InputError(
+                "an image in GPU memory was given, and the network runs on the host",
+                "copy it to the host first, or load the bundle with backend='tensorrt'",
+            )
+
+    def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
+        """Detections of the images of every batch."""
+        return [self._run(batch) for batch in batches]
+
+    def _run(self, batch: Batch) -> list[Detections]:
+        spec, record = self._manifest.spec, self._manifest.input
+        images: list[BgrImage] = []
+        for request in batch:
+            self.check_image(request.image)
+            assert not isinstance(request.image, DeviceImage)
+            images.append(request.image)
+        tensor = preprocess(
+            images, [request.placement for request in batch], spec.input, np.dtype(record.dtype)
+        )
+        heads = self.heads(tensor)
+        return [
+            decode_image(
+                {name: heads[name][row] for name in spec.heads.tensors},
+                spec,
+                request.placement,
+                request.threshold,
+                request.top_k,
+            )
+            for row, request in enumerate(batch)
+        ]
+
+    def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
+        """Head tensors of an input tensor."""
+        manifest = self._manifest
+        heads = allocate_heads(manifest, *(len(tensor), *tensor.shape[2:]))
+        check_heads({name: head.shape for name, head in heads.items()}, manifest.spec)
+        self._executor.run({manifest.input.name: tensor}, heads)
+        return heads
+
+    def warm(self, batches: Iterable[Batch]) -> None:
+        """Run each batch once."""
+        self.run(batches)
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._executor.close()

@@ -1,0 +1,275 @@
+"""Images to detections on the GPU: a pinned upload, then one CUDA graph a batch, on several streams.
+
+Everything is allocated when it is loaded. A call takes an idle stream, waits for one where all are busy, and gives it
+back; batches of one call that lie on different streams overlap.
+"""
+
+import atexit
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import BackendError, CenterNetError, CudaError, InputError
+from centernet_trt.runtime.backend import Batch, Heads, Picture, Request
+from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.decode import check_heads
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.driver import Device, close_all
+from centernet_trt.runtime.driver_errors import DriverError
+from centernet_trt.runtime.gpu_kernels import Kernels
+from centernet_trt.runtime.gpu_memory import MemoryUse, memory_use, plan_stream
+from centernet_trt.runtime.gpu_options import GpuOptions
+from centernet_trt.runtime.kernel_params import level_table
+from centernet_trt.runtime.pipeline_buffers import StreamBuffers
+from centernet_trt.runtime.pipeline_lane import Lane
+from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
+
+_log = logging.getLogger(__name__)
+UnderWay = deque[tuple[Lane, list[Detections]]]
+
+
+class Pipeline:
+    """A bundle's plan with everything around it on one GPU. Safe to use from many threads; close it."""
+
+    note = ""
+
+    def __init__(self, bundle: EngineBundle, options: GpuOptions, device: Device) -> None:
+        """Use `Pipeline.load`."""
+        self.options = options.within(bundle.manifest.profile.batch)
+        self.device = device
+        self._parts: list[Any] = []  # in the order of their making
+        self._lanes: list[Lane] = []
+        self._idle: list[Lane] = []
+        self._change = threading.Condition()
+        self._warming = threading.Lock()  # two that each hold some streams and want all would wait for ever
+        self._closing = False
+        self._lost: DriverError | None = None
+        try:
+            self._build(bundle)
+        except BaseException:
+            self._tear_down()
+            raise
+        # Not closed by its owner, it is closed before the driver goes; the garbage collector frees nothing.
+        atexit.register(self.close)
+
+    @classmethod
+    def load(cls, bundle: EngineBundle, options: GpuOptions | None = None) -> Self:
+        """Load a bundle onto a GPU.
+
+        Raises:
+            CudaError: no driver, no such GPU, no compiler for the kernels, or out of memory.
+            BundleError: no plan of the bundle runs here.
+            BackendError: TensorRT is missing or refuses the plan.
+        """
+        options = options or GpuOptions()
+        device = Device.open(options.device, options.binding)
+        try:
+            return cls(bundle, options, device)
+        except BaseException:
+            device.close()
+            raise
+
+    def _build(self, bundle: EngineBundle) -> None:
+        options, device, manifest = self.options, self.device, bundle.manifest
+        assert options.max_batch is not None
+        check_heads({head.name: (1, head.channels, 1, 1) for head in manifest.heads}, manifest.spec)
+        kernels = self._keep(Kernels(device))
+        self._executor = self._keep(TensorRTExecutor(bundle, device))
+        self._memory = plan_stream(
+            manifest,
+            options.max_batch,
+            options.max_pixels,
+            self._executor.workspace_bytes,
+            device.info.multiprocessors,
+        )
+        levels = level_table(manifest.spec.input).tobytes()
+        self._levels = self._keep(device.allocate(len(levels)))
+        classes = {head.name: head.channels for head in manifest.heads}[manifest.spec.heads.heatmap.tensor]
+        for _ in range(options.streams):
+            buffers = StreamBuffers(
+                device, self._memory, manifest.spec, self._levels.address, classes, options.spin
+            )
+            lane = self._keep(Lane(self._executor, kernels, buffers, options.cuda_graph, options.max_graphs))
+            self._lanes.append(lane)
+        self._upload_levels(levels)
+        self._idle = list(self._lanes)
+
+    def _upload_levels(self, levels: bytes) -> None:
+        buffers = self._lanes[0].buffers
+        buffers.pinned_staging.array[: len(levels)] = np.frombuffer(levels, dtype=np.uint8)
+        buffers.stream.copy_to_device(self._levels.address, buffers.pinned_staging.address, len(levels))
+        buffers.stream.synchronize()
+
+    def _keep(self, part: Any) -> Any:
+        self._parts.append(part)
+        return part
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What is allocated, and for what."""
+        return memory_use(self.options.streams, self._memory, self._executor.plan.bytes, self._levels.nbytes)
+
+    @property
+    def max_batch(self) -> int:
+        """Images that run at once."""
+        return self.options.max_batch or 1
+
+    def check_image(self, image: Picture) -> None:
+        """Raise InputError for an image from the host that does not fit into the upload buffer."""
+        if not self._lanes[0].buffers.fits(1, [image]):
+            height, width = image.shape[:2]
+            raise InputError(
+                f"an image of {width}x{height} pixels was given, the detector was loaded for {self.options.max_pixels} "
+                "pixels",
+                "load it with a larger max_pixels, or scale the image down",
+            )
+
+    def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
+        """Detections of every batch; the batches overlap on as many streams as are idle.
+
+        Args:
+            batches: images each whose placements share one network size; larger ones than `max_batch`, or than the
+                upload buffer, are cut.
+
+        Raises:
+            BackendError: TensorRT refused, or the pipeline is closed.
+            CudaError: the driver refused; what was under way is given up.
+        """
+        found: list[list[Detections]] = []
+        under_way: UnderWay = deque()
+        try:
+            for batch in batches:
+                results: list[Detections] = []
+                found.append(results)
+                for part in self._cut(batch):
+                    lane = self._take(wait=not under_way)
+                    while lane is None:
+                        # Holding a stream while waiting for another could wait for ever: first finish one's own.
+                        self._finish(under_way)
+                        lane = self._take(wait=not under_way)
+                    self._start(lane, part)
+                    under_way.append((lane, results))
+            while under_way:
+                self._finish(under_way)
+        finally:
+            while under_way:  # an error: the others' work is waited for and dropped
+                try:
+                    self._finish(under_way)
+                except CenterNetError as error:
+                    _log.debug("a batch under way failed as well: %s", error)
+        return found
+
+    def _cut(self, batch: Batch) -> list[list[Request]]:
+        """Parts that fit: at most `max_batch` images, and their bytes in the upload buffer."""
+        parts: list[list[Request]] = []
+        fits = self._lanes[0].buffers.fits if self._lanes else None
+        for request in batch:
+            images = [other.image for other in parts[-1]] + [request.image] if parts else []
+            if not images or len(images) > self.max_batch or (fits and not fits(self.max_batch, images)):
+                parts.append([])
+            parts[-1].append(request)
+        return parts
+
+    def _start(self, lane: Lane, part: list[Request]) -> None:
+        try:
+            lane.start(part)
+        except BaseException as error:
+            self._give_back(lane, error)
+            raise
+
+    def _finish(self, under_way: UnderWay) -> None:
+        lane, results = under_way.popleft()
+        try:
+            results.extend(lane.finish())
+        except BaseException as error:
+            self._give_back(lane, error)
+            raise
+        self._give_back(lane)
+
+    def _take(self, wait: bool) -> Lane | None:
+        """An idle lane; None where there is none and nobody waits."""
+        self.check_usable()
+        with self._change:
+            while not self._idle or self._closing:
+                if self._closing:
+                    raise BackendError("the detector is closed", "load the bundle again: Detector.load(...)")
+                if not wait:
+                    return None
+                self._change.wait()
+            return self._idle.pop()  # the one used last: its graphs and caches are warm
+
+    def check_usable(self) -> None:
+        """Raise CudaError when the GPU cannot be used: in a fork, or when its context is lost."""
+        if self._lost is not None:
+            raise CudaError(f"the GPU failed before: {self._lost.message}", self._lost.hint)
+        if not self._closing:
+            self.device.check_usable()
+
+    def _give_back(self, lane: Lane, error: BaseException | None = None) -> None:
+        with self._change:
+            if isinstance(error, DriverError) and error.context_lost:
+                self._lost = error
+            self._idle.append(lane)
+            self._change.notify_all()
+
+    def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
+        """Head tensors (N, C, H, W) on the host of an input tensor (N, 3, height, width); not a fast path.
+
+        Raises:
+            BackendError: TensorRT refused, or the pipeline is closed.
+            CudaError: the driver refused.
+        """
+        lane = self._take(wait=True)
+        assert lane is not None
+        try:
+            parts = [
+                lane.heads(tensor[row : row + self.max_batch])
+                for row in range(0, len(tensor), self.max_batch)
+            ]
+        except BaseException as error:
+            self._give_back(lane, error)
+            raise
+        self._give_back(lane)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def warm(self, batches: Iterable[Batch]) -> None:
+        """Run each batch once on every stream, so that all its shapes are recorded, and keep compiled kernels."""
+        with self._warming:
+            lanes: list[Lane] = []
+            try:
+                while len(lanes) < len(self._lanes):
+                    lane = self._take(wait=True)
+                    assert lane is not None
+                    lanes.append(lane)
+                for batch in batches:
+                    for lane in lanes:
+                        lane.start(batch)
+                        lane.finish()
+            finally:
+                for lane in lanes:
+                    self._give_back(lane)
+            self._executor.save_kernels()
+
+    def close(self) -> None:
+        """Wait for what is under way, then free everything. May be called twice; in a fork it does nothing."""
+        if self.device.foreign_process:
+            return
+        with self._change:
+            if self._closing:
+                return
+            self._closing = True
+            self._change.notify_all()
+            while len(self._idle) < len(self._lanes):
+                self._change.wait()
+        atexit.unregister(self.close)
+        self._tear_down()
+
+    def _tear_down(self) -> None:
+        """Lanes, then the engine, then the kernels, then the context, whatever fails."""
+        parts, self._parts = self._parts, []
+        close_all([*reversed(parts), self.device])

@@ -1,0 +1,128 @@
+"""The stream of a pipeline with all memory that its work uses, allocated once."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.kernels.outputs import DecodeLayout, DecodeRows
+from centernet_trt.kernels.structs import Image
+from centernet_trt.runtime.backend import Picture, Request
+from centernet_trt.runtime.device_arrays import DeviceImage
+from centernet_trt.runtime.driver import Device, close_all
+from centernet_trt.runtime.driver_objects import Resource
+from centernet_trt.runtime.gpu_memory import StreamMemory, aligned, descriptor_bytes
+from centernet_trt.runtime.kernel_params import absent_image, image_descriptor
+from centernet_trt.runtime.spec import ModelSpec
+
+R = TypeVar("R", bound=Resource)
+
+
+class StreamBuffers:
+    """A stream and its buffers.
+
+    `levels` is the address of the grey-level table, `classes` the heatmap's channels; both are those of the pipeline.
+    """
+
+    def __init__(
+        self, device: Device, memory: StreamMemory, spec: ModelSpec, levels: int, classes: int, spin: bool
+    ) -> None:
+        """Allocate everything.
+
+        Raises:
+            DriverError: out of memory; what had been allocated is freed again.
+        """
+        self._device, self._spec = device, spec
+        self.levels, self.classes = levels, classes
+        self._made: list[Resource] = []
+        try:
+            self.stream = self._keep(device.stream())
+            self.done = self._keep(device.event(spin=spin))
+            self.pinned_staging = self._keep(device.allocate_pinned(memory.staging))
+            self.device_staging = self._keep(device.allocate(memory.staging))
+            self.tensors = {name: self._keep(device.allocate(size)) for name, size in memory.tensors.items()}
+            self.workspace = self._keep(device.allocate(memory.workspace))
+            self.counters = self._keep(device.allocate(memory.counters))
+            self.keys = self._keep(device.allocate(memory.keys))
+            self.output = self._keep(device.allocate(memory.output))
+            self.pinned_output = self._keep(device.allocate_pinned(memory.output))
+            self.reset()
+        except BaseException:
+            self.close()
+            raise
+        self.addresses = {name: buffer.address for name, buffer in self.tensors.items()}
+
+    def _keep(self, resource: R) -> R:
+        self._made.append(resource)
+        return resource
+
+    def reset(self) -> None:
+        """Wait for the stream, and make the decode kernel's counters zero, as every launch leaves them."""
+        self.stream.synchronize()
+        self.stream.fill(self.counters.address, 0, self.counters.nbytes)
+        self.stream.synchronize()
+
+    def fits(self, batch: int, images: Sequence[Picture]) -> bool:
+        """Whether the images that come from the host can be uploaded together."""
+        return _staged_bytes(batch, images) <= self.pinned_staging.nbytes
+
+    def upload(self, batch: int, requests: Sequence[Request]) -> None:
+        """Enqueue the one copy that brings descriptors and images to the device; they must fit.
+
+        Rows of the batch past the requests have no image and no detections. Images in GPU memory stay where they are; the
+        stream waits for those who make them.
+        """
+        nbytes = _staged_bytes(batch, [request.image for request in requests])
+        pinned = self.pinned_staging.array
+        descriptors = (Image * batch).from_address(self.pinned_staging.address)
+        offset = descriptor_bytes(batch)
+        for row, request in enumerate(requests):
+            descriptors[row], offset = self._stage(request, pinned, offset)
+        for row in range(len(requests), batch):
+            descriptors[row] = absent_image()
+        self.stream.copy_to_device(self.device_staging.address, self.pinned_staging.address, nbytes)
+
+    def _stage(self, request: Request, pinned: npt.NDArray[np.uint8], offset: int) -> tuple[Image, int]:
+        """The descriptor of an image, and where the next one may lie."""
+        image, asked = request.image, (request.placement, self._spec, request.threshold, request.top_k)
+        if isinstance(image, DeviceImage):
+            if image.array.stream is not None:
+                self.stream.wait_for(image.array.stream)
+            return image_descriptor(*asked, image.array.address, image.pitch, image.channels), offset
+        target = pinned[offset : offset + image.nbytes]
+        np.copyto(target.reshape(image.shape), image)
+        return image_descriptor(*asked, self.device_staging.address + offset), offset + aligned(image.nbytes)
+
+    def write(self, address: int, array: npt.NDArray[Any]) -> None:
+        """Copy a host array to the device, piece by piece through the upload buffer, and wait."""
+        pinned, content = self.pinned_staging, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for begin in range(0, content.nbytes, pinned.nbytes):
+            piece = content[begin : begin + pinned.nbytes]
+            pinned.array[: piece.nbytes] = piece
+            self.stream.copy_to_device(address + begin, pinned.address, piece.nbytes)
+            self.stream.synchronize()
+
+    def read(self, address: int, array: npt.NDArray[Any]) -> None:
+        """Fill a contiguous host array from the device, likewise."""
+        pinned, content = self.pinned_staging, array.reshape(-1).view(np.uint8)
+        for begin in range(0, content.nbytes, pinned.nbytes):
+            size = min(pinned.nbytes, content.nbytes - begin)
+            self.stream.copy_to_host(pinned.address, address + begin, size)
+            self.stream.synchronize()
+            content[begin : begin + size] = pinned.array[:size]
+
+    def rows(self, layout: DecodeLayout) -> DecodeRows:
+        """What decode wrote, once the stream is done; views that the next batch overwrites."""
+        return layout.view(self.pinned_output.array[: layout.nbytes])
+
+    def close(self) -> None:
+        """Free everything, youngest first. May be called twice."""
+        made, self._made = self._made, []
+        close_all(list(reversed(made)))
+
+
+def _staged_bytes(batch: int, images: Sequence[Picture]) -> int:
+    return descriptor_bytes(batch) + sum(
+        aligned(image.nbytes) for image in images if not isinstance(image, DeviceImage)
+    )

@@ -1,0 +1,181 @@
+"""One stream of a pipeline: a batch goes in, its detections come out, and the programs of recent shapes are kept."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import CenterNetError
+from centernet_trt.kernels.outputs import DecodeRows
+from centernet_trt.runtime.backend import Heads, Request
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.driver import close_all
+from centernet_trt.runtime.driver_errors import DriverError
+from centernet_trt.runtime.executor import allocate_heads
+from centernet_trt.runtime.gpu_kernels import Kernels
+from centernet_trt.runtime.nms import greedy_nms
+from centernet_trt.runtime.pipeline_buffers import StreamBuffers
+from centernet_trt.runtime.pipeline_program import Program, ProgramKey
+from centernet_trt.runtime.spec import MAX_TOP_K, ModelSpec
+from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
+
+_log = logging.getLogger(__name__)
+
+
+class Lane:
+    """A stream, its buffers and its programs. One batch at a time: `start`, then `finish`."""
+
+    def __init__(
+        self,
+        executor: TensorRTExecutor,
+        kernels: Kernels,
+        buffers: StreamBuffers,
+        cuda_graph: bool,
+        max_graphs: int,
+    ) -> None:
+        """Use `Pipeline.load`."""
+        self.buffers = buffers
+        self._executor, self._kernels = executor, kernels
+        self._cuda_graph, self._max_graphs = cuda_graph, max_graphs
+        self._spec: ModelSpec = executor.manifest.spec
+        self._programs: OrderedDict[ProgramKey, Program] = OrderedDict()
+        self._running: tuple[Program, int] | None = None
+
+    def start(self, requests: Sequence[Request]) -> None:
+        """Enqueue a batch whose placements share one network size. After an error the lane is idle again.
+
+        Raises:
+            BackendError: TensorRT refused.
+            DriverError: the driver did.
+        """
+        try:
+            with self._executor.device.current:
+                program = self._program(self._key(requests))
+                self.buffers.upload(program.layout.batch, requests)
+                program.launch()
+                self.buffers.stream.record(self.buffers.done)
+        except BaseException:
+            self._recover()
+            raise
+        self._running = program, len(requests)
+
+    def finish(self) -> list[Detections]:
+        """Wait for the batch that was started -> its detections. After an error the lane is idle again.
+
+        Raises:
+            DriverError: the work failed.
+        """
+        assert self._running is not None, "finish() without start()"
+        (program, count), self._running = self._running, None
+        try:
+            self.buffers.done.synchronize()
+            found = self._detections(self.buffers.rows(program.layout), count)
+            if self._cuda_graph and not program.captured and program.refused is None:
+                self._capture(program)
+        except BaseException:
+            self._recover()
+            raise
+        return found
+
+    def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
+        """The network alone: head tensors of an input tensor, both on the host. Slow, and one batch at most.
+
+        Raises:
+            BackendError: TensorRT refused.
+            DriverError: the driver did.
+        """
+        manifest, buffers = self._executor.manifest, self.buffers
+        count, batch = len(tensor), max(len(tensor), manifest.profile.batch.min)
+        height, width = tensor.shape[2:]
+        found = allocate_heads(manifest, batch, height, width)
+        try:
+            with self._executor.device.current:
+                program = self._program((batch, height, width, self._spec.top_k))
+                buffers.write(buffers.addresses[manifest.input.name], tensor)
+                program.network.enqueue(buffers.stream)
+                for name, array in found.items():
+                    buffers.read(buffers.addresses[name], array)
+        except BaseException:
+            self._recover()
+            raise
+        return {name: array[:count] for name, array in found.items()}
+
+    def _key(self, requests: Sequence[Request]) -> ProgramKey:
+        placement = requests[0].placement
+        batch = max(len(requests), self._executor.manifest.profile.batch.min)
+        usual = self._spec.top_k
+        more = any(request.top_k is not None and request.top_k > usual for request in requests)
+        return batch, placement.height, placement.width, MAX_TOP_K if more else usual
+
+    def _program(self, key: ProgramKey) -> Program:
+        """The program of this shape, made when it is new; the one used longest ago goes when there are too many."""
+        program = self._programs.get(key)
+        if program is not None:
+            self._programs.move_to_end(key)
+            return program
+        while len(self._programs) >= self._max_graphs:
+            _, oldest = self._programs.popitem(last=False)
+            oldest.close()
+        program = Program(key, self._executor, self._kernels, self.buffers)
+        self._programs[key] = program
+        return program
+
+    def _capture(self, program: Program) -> None:
+        program.capture()
+        if program.refused is not None:
+            _log.warning(
+                "this detector runs without CUDA graphs, at some tens of microseconds a batch: %s",
+                program.refused,
+            )
+            self._cuda_graph = False
+
+    def _detections(self, rows: DecodeRows, count: int) -> list[Detections]:
+        return [self._image(rows, row) for row in range(count)]
+
+    def _image(self, rows: DecodeRows, row: int) -> Detections:
+        """One image's rows, copied out of the pinned buffer."""
+        spec, kept = self._spec, slice(int(rows.count[row]))
+        extra, column = {}, 0
+        for head in spec.heads.extra:
+            extra[head.name] = rows.extra[row, kept, column : column + head.channels].copy()
+            column += head.channels
+        found = Detections(
+            rows.xyxy[row, kept].copy(),
+            rows.score[row, kept].copy(),
+            rows.label[row, kept].copy(),
+            extra,
+            spec.class_names,
+            spec.category_ids,
+        )
+        return found if spec.nms_iou is None else found[greedy_nms(found.xyxy, found.label, spec.nms_iou)]
+
+    def _recover(self) -> None:
+        """Bring the lane back after a failure: nothing running, counters zero, programs made anew when needed."""
+        self._running = None
+        try:
+            self.buffers.reset()
+        except CenterNetError as error:
+            _log.debug("the stream could not be brought back: %s", error)
+        self._close_programs()
+
+    def _close_programs(self) -> None:
+        programs = list(self._programs.values())
+        self._programs.clear()
+        close_all(programs)
+
+    @property
+    def programs(self) -> dict[ProgramKey, bool]:
+        """The shapes that are kept -> whether each runs as a graph."""
+        return {key: program.captured for key, program in self._programs.items()}
+
+    def close(self) -> None:
+        """Wait for the stream, then free everything. May be called twice."""
+        if not self.buffers.stream.closed:
+            try:
+                self.buffers.stream.synchronize()
+            except DriverError as error:
+                _log.debug("the stream failed before it was closed: %s", error)
+        self._close_programs()
+        self.buffers.close()

@@ -1,0 +1,57 @@
+"""Bundles whose plan the fake of TensorRT loads."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from fake_tensorrt import fake_plan
+
+from centernet_trt.runtime.bundle import EngineBundle, record_file
+from centernet_trt.runtime.bundle_writer import replacing_folder
+from centernet_trt.runtime.manifest import Manifest, PlanRecord, ProfileRecord, ShapeRange, TensorRecord
+from centernet_trt.runtime.spec import ModelSpec
+
+VERSIONS = {"rtx": "1.7.1.116", "tensorrt": "10.13.3.9"}
+
+
+def write_bundle(
+    folder: Path,
+    model: onnx.ModelProto,
+    spec: ModelSpec,
+    batch: tuple[int, int, int],
+    sides: tuple[int, int, int],
+    flavour: str = "rtx",
+    **plan: Any,
+) -> EngineBundle:
+    """Write a bundle of this graph: profile ranges as (min, opt, max), `sides` for height and width alike."""
+    data = model.SerializeToString()
+    with replacing_folder(folder) as work:
+        (work / "model.onnx").write_bytes(data)
+        record = record_file(work / "model.onnx")
+        version = str(plan.pop("version", VERSIONS[flavour]))
+        (work / "fake.plan").write_bytes(fake_plan(data, flavour, version))
+        told = {"flavour": flavour, "version": version, "target": "portable", "tf32": False, "seconds": 0.0}
+        plans = (PlanRecord(**(record_file(work / "fake.plan").model_dump() | told | plan)),)
+        ranges = [ShapeRange.of(*batch), ShapeRange.of(*sides), ShapeRange.of(*sides)]
+        manifest = Manifest(
+            name=folder.name,
+            product="centernet-trt test",
+            created="2026-01-01T00:00:00+00:00",
+            command="centernet-trt build tiny.onnx",
+            precision="fp32",
+            spec=spec,
+            profile=ProfileRecord(batch=ranges[0], height=ranges[1], width=ranges[2]),
+            input=_tensor(model.graph.input[0]),
+            heads=tuple(_tensor(value) for value in model.graph.output),
+            source=record,
+            model=record,
+            plans=plans,
+        )
+        (work / "manifest.json").write_text(manifest.to_json())
+    return EngineBundle.load(folder)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorRecord:
+    tensor = value.type.tensor_type
+    kind = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}[tensor.elem_type]
+    return TensorRecord(name=value.name, dtype=kind, channels=tensor.shape.dim[1].dim_value)  # type: ignore[arg-type]

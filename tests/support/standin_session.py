@@ -1,0 +1,43 @@
+"""Runs a file of tests in a process of its own that finds the stand-in driver in the place of NVIDIA's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import standin_driver
+from cpu_build import ROOT
+
+IN_STANDIN = "CENTERNET_TRT_STANDIN" in os.environ
+
+
+def run_on_standin(file: str, *arguments: str, **settings: object) -> str:
+    """Run a file of tests, by its path in the repository; a fault or leak that the stand-in sees fails it too."""
+    reason = standin_driver.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs"]
+    done = subprocess.run(
+        [*command, *arguments, str(ROOT / file)],
+        env=standin_driver.environment(**{"STANDIN_STRICT": 1} | settings),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    told = f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, told
+    return told
+
+
+def run_script(code: str, *arguments: str | Path, **settings: object) -> "subprocess.CompletedProcess[str]":
+    """Run a script in such a process, with the folders of test helpers on its path."""
+    reason = standin_driver.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    environment = standin_driver.environment(**{"STANDIN_STRICT": 1} | settings)
+    folders = [str(ROOT / "tests" / name) for name in ("support", "fakes")]
+    environment["PYTHONPATH"] = os.pathsep.join([*folders, environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
