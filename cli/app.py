@@ -15,6 +15,7 @@ from centernet_trt.cli.eval import eval_command
 from centernet_trt.cli.export import export_command
 from centernet_trt.cli.fetch import fetch_command
 from centernet_trt.cli.inspect import inspect_command
+from centernet_trt.cli.verify import verify_command
 from centernet_trt.errors import CenterNetError
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command("build")(build_command)
 app.command("detect")(detect_command)
 app.command("eval")(eval_command)
 app.command("bench")(bench_command)
+app.command("verify")(verify_command)
 app.command("doctor")(doctor_command)
 app.command("export")(export_command)
 app.command("fetch")(fetch_command)

@@ -25,9 +25,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-_Numbers = typer.Option(parser=_numbers, metavar="N,...", show_default=False)
-
-
 def bench_command(
     bundles: Annotated[
         list[Path] | None, typer.Argument(help="Folders of bundles, measured in turn.", show_default=False)
@@ -46,8 +43,12 @@ def bench_command(
         bool,
         typer.Option("--allow-short", help="Accept less than 3 s or 10 iterations; marked in the report."),
     ] = False,
-    batches: Annotated[tuple[int, ...] | None, _Numbers] = None,
-    threads: Annotated[tuple[int, ...] | None, _Numbers] = None,
+    batches: Annotated[
+        str, typer.Option(metavar="N,...", help="Batch sizes of the throughput mode.")
+    ] = "1,4",
+    threads: Annotated[
+        str, typer.Option(metavar="N,...", help="Threads that ask at once, each for one image.")
+    ] = "1,2",
     latency_only: Annotated[
         bool, typer.Option("--latency-only", help="Leave the throughput mode out.")
     ] = False,
@@ -110,7 +111,7 @@ def bench_command(
         from centernet_trt.evaluation.plotting import new_figure
 
         new_figure(1, 1)
-    loads = [(1, batch) for batch in batches or (1, 4)] + [(count, 1) for count in threads or (1, 2)]
+    loads = [(1, batch) for batch in _numbers(batches)] + [(count, 1) for count in _numbers(threads)]
     options = BenchOptions(
         rules=TimingRules(warmup, duration, iterations, allow_short=allow_short),
         mode=mode.value,

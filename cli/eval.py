@@ -1,17 +1,26 @@
-"""`centernet-trt eval`: COCO mAP of a bundle."""
+"""`centernet-trt eval`: COCO mAP of bundles, and one table of all that people ask of a model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from centernet_trt.cli.console import err, out, progress_bar, write_json
 from centernet_trt.cli.detect import BackendChoice, ModeChoice
+from centernet_trt.cli.files import write_text
+
+if TYPE_CHECKING:
+    from centernet_trt.evaluation.coco import CocoGroundTruth
+    from centernet_trt.runtime.bundle import EngineBundle
+
+Row = dict[str, Any]
 
 
 def eval_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Folders of the bundles.")],
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
     annotations: Annotated[Path, typer.Option(help="COCO instances file.")],
     backend: Annotated[BackendChoice, typer.Option(help="What runs the network.")] = BackendChoice.auto,
@@ -24,49 +33,149 @@ def eval_command(
             "--official-rounding", help="Round boxes and scores to two decimals, as published figures."
         ),
     ] = False,
+    time: Annotated[
+        bool, typer.Option(help="Measure the time an image, in fast mode, as `bench` does.")
+    ] = True,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there.")] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write the figures there: an object, or a list for several."
+        ),
     ] = None,
 ) -> None:
     """Measure COCO mAP on annotated images, with no score threshold and the spec's top K."""
-    from centernet_trt.evaluation.coco import CocoGroundTruth, coco_rows, detect_all, official_rounding
-    from centernet_trt.runtime.detector import Detector
+    from centernet_trt.evaluation.coco import CocoGroundTruth
+    from centernet_trt.evaluation.model_table import markdown_page, unstable_times
+    from centernet_trt.runtime.bundle import EngineBundle
 
     truth = CocoGroundTruth(annotations, images)
-    with (
-        Detector.load(bundle, backend=backend.value, mode=mode.value) as detector,
-        progress_bar() as progress,
-    ):
-        task = progress.add_task(f"detecting in {len(truth.images)} images", total=len(truth.images))
+    loaded = [EngineBundle.load(folder) for folder in bundles]
+    _check_same_classes(loaded)
+    with progress_bar() as progress:
+        found = [_detect(bundle, truth, backend, mode, rounding, progress) for bundle in loaded]
+        results = [
+            _result(bundle, truth, mode, rounding, *rest) for bundle, rest in zip(loaded, found, strict=True)
+        ]
+        first, _ = found[0]
+        for result, (rows, _) in zip(results[1:], found[1:], strict=True):
+            result["ap_drop"] = _drop(truth, first, rows, progress)
+        if time:
+            for result, measured in zip(results, _times(loaded, truth, progress), strict=True):
+                result["time"] = measured
+    _show(results)
+    for note in dict.fromkeys([*(note for _, note in found if note), *unstable_times(results)]):
+        err.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+    if markdown is not None:
+        write_text(markdown, markdown_page(results))
+    if json_file is not None:
+        write_json(json_file, results if len(results) > 1 else results[0])
+
+
+def _check_same_classes(bundles: "list[EngineBundle]") -> None:
+    from centernet_trt.evaluation.verify import check_classes
+
+    first = bundles[0].manifest
+    for bundle in bundles[1:]:
+        check_classes(first.spec, bundle.manifest.spec, first.name, bundle.manifest.name)
+
+
+def _detect(
+    bundle: "EngineBundle",
+    truth: "CocoGroundTruth",
+    backend: BackendChoice,
+    mode: ModeChoice,
+    rounding: bool,
+    progress: Progress,
+) -> tuple[list[Row], str]:
+    """COCO rows of every annotated image, and the detector's note."""
+    from centernet_trt.evaluation.coco import coco_rows, detect_all, official_rounding
+    from centernet_trt.runtime.detector import Detector
+
+    total = len(truth.images)
+    with Detector.load(bundle, backend=backend.value, mode=mode.value) as detector:
+        task = progress.add_task(f"{bundle.manifest.name}: detecting in {total} images", total=total)
         rows = coco_rows(detect_all(detector, truth, lambda done, _: progress.update(task, completed=done)))
-        note, manifest = detector.note, detector.bundle.manifest
-    scores = truth.score(official_rounding(rows) if rounding else rows)
-    result: dict[str, Any] = {
+        return (official_rounding(rows) if rounding else rows), detector.note
+
+
+def _result(
+    bundle: "EngineBundle",
+    truth: "CocoGroundTruth",
+    mode: ModeChoice,
+    rounding: bool,
+    rows: list[Row],
+    note: str,
+) -> Row:
+    from centernet_trt.cli.graphs import try_count
+
+    manifest, scores = bundle.manifest, truth.score(rows)
+    height, width = manifest.profile.height.opt, manifest.profile.width.opt
+    work = try_count(bundle, height, width)
+    return {
         "bundle": manifest.name,
         "precision": manifest.precision,
-        "annotations": annotations.name,
+        "annotations": truth.path.name,
         "executor": note or "TensorRT",
         "mode": mode.value,
         "official_rounding": rounding,
+        "input": f"{width}x{height}",
+        "multiply_adds": work and work[0],
+        "parameters": work and work[1],
+        "time": None,
+        "ap_drop": None,
         **scores.to_json(),
     }
-    table = Table(
-        title=f"{manifest.name} on {annotations.name}: {scores.images} images, {scores.objects} objects"
+
+
+def _drop(truth: "CocoGroundTruth", first: list[Row], rows: list[Row], progress: Progress) -> Row | None:
+    from centernet_trt.evaluation.bootstrap import paired_drop
+    from centernet_trt.evaluation.verdict import RESAMPLES
+
+    if not first or not rows:
+        return None  # no boxes at all: there is nothing to resample
+    progress.add_task("interval of the difference", total=None)
+    return paired_drop(truth, first, rows, samples=RESAMPLES).to_json()
+
+
+def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Progress) -> list[Row]:
+    """Median time an image of every bundle, in turn, on some of the annotated images."""
+    from centernet_trt.evaluation.environment import environment
+    from centernet_trt.evaluation.latency import pipelines_in_turn
+
+    count = min(8, len(truth.images))
+    paths = [truth.images[row * len(truth.images) // count].path for row in range(count)]
+    task = progress.add_task("timing", total=None)
+    found = pipelines_in_turn(
+        bundles, paths, lambda what, done, total: progress.update(task, description=what)
     )
-    for column in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"):
-        table.add_column(column, justify="right")
-    shown = (
-        scores.ap,
-        scores.ap50,
-        scores.ap75,
-        scores.ap_small,
-        scores.ap_medium,
-        scores.ap_large,
-        scores.ar100,
-    )
-    table.add_row(*(f"{value:.4f}" for value in shown))
-    out.print(table)
-    if note:
-        err.print(f"[yellow]note:[/] {note}")
-    if json_file is not None:
-        write_json(json_file, result)
+    machine = environment()
+    where = {"cpu": machine.cpu, "cores": machine.cores}
+    return [
+        {**series.summary().to_json(), "spread": series.stability().spread, "executor": note, **where}
+        for series, note in found
+    ]
+
+
+def _show(results: list[Row]) -> None:
+    from centernet_trt.cli.tables import show_tables
+    from centernet_trt.evaluation.model_table import model_table
+
+    columns = {
+        "AP": "ap",
+        "AP50": "ap50",
+        "AP75": "ap75",
+        "APs": "ap_small",
+        "APm": "ap_medium",
+        "APl": "ap_large",
+    }
+    for result in results:
+        table = Table(
+            title=f"{escape(result['bundle'])} on {escape(result['annotations'])}: {result['images']} images, "
+            f"{result['objects']} objects"
+        )
+        for column in (*columns, "AR100"):
+            table.add_column(column, justify="right")
+        table.add_row(*(f"{result[key]:.4f}" for key in (*columns.values(), "ar100")))
+        out.print(table)
+    show_tables([model_table(results)])

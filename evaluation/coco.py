@@ -11,6 +11,7 @@ from typing import Any
 from centernet_trt.errors import InputError, SpecError
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.detector import Detector
+from centernet_trt.runtime.spec import ModelSpec
 
 # The order of pycocotools' COCOeval.stats for boxes.
 _STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -88,8 +89,8 @@ class CocoGroundTruth:
             self._coco.dataset = data
             self._coco.createIndex()
 
-    def score(self, results: Sequence[dict[str, Any]], image_ids: Sequence[int] | None = None) -> CocoScores:
-        """AP and AR of rows as `Detections.to_coco` makes them; `image_ids` limits the images that count."""
+    def evaluation(self, results: Sequence[dict[str, Any]]) -> Any:
+        """A pycocotools COCOeval of these rows, set up and not yet run."""
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -100,7 +101,12 @@ class CocoGroundTruth:
                 found = COCO()
                 found.dataset = {**self._coco.dataset, "annotations": []}
                 found.createIndex()
-            run = COCOeval(self._coco, found, "bbox")
+            return COCOeval(self._coco, found, "bbox")
+
+    def score(self, results: Sequence[dict[str, Any]], image_ids: Sequence[int] | None = None) -> CocoScores:
+        """AP and AR of rows as `Detections.to_coco` makes them; `image_ids` limits the images that count."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = self.evaluation(results)
             if image_ids is not None:
                 run.params.imgIds = sorted(image_ids)
             run.evaluate()
@@ -122,6 +128,30 @@ def official_rounding(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def check_categories(spec: ModelSpec, truth: CocoGroundTruth) -> None:
+    """Make sure that every class of a spec is annotated as what it is called.
+
+    Raises:
+        SpecError: a category id that the annotations lack, or none of the shared ids has the spec's name.
+    """
+    ids = spec.category_ids or tuple(range(1, len(spec.class_names) + 1))
+    if unknown := sorted(set(ids) - truth.categories.keys()):
+        raise SpecError(
+            f"the spec's category ids {unknown[:5]} are not in {truth.path}, which has "
+            f"{len(truth.categories)} categories",
+            "set category_ids in the spec, one for each class, to the ids of the annotations",
+        )
+    names = dict(zip(ids, spec.class_names, strict=True))
+    # One name may be spelt in two ways ("motorbike", "motorcycle"); if all differ, the lists are not the same.
+    if names and all(truth.categories[i].casefold() != name.casefold() for i, name in names.items()):
+        first = ids[0]
+        raise SpecError(
+            f"no class of the spec has the name that {truth.path} gives its category: number {first} is "
+            f"{names[first]!r} in the spec and {truth.categories[first]!r} in the annotations",
+            "give annotations of the model's own classes, or correct class_names and category_ids in the spec",
+        )
+
+
 def detect_all(
     detector: Detector, truth: CocoGroundTruth, progress: Callable[[int, int], None] | None = None
 ) -> dict[int, Detections]:
@@ -133,18 +163,10 @@ def detect_all(
         progress: called with (images done, images in all).
 
     Raises:
-        SpecError: the spec's category ids are not those of the annotations.
+        SpecError: the spec's classes are not those of the annotations.
         InputError: an image cannot be used; a score over the others would not be the one asked for.
     """
-    spec = detector.bundle.manifest.spec
-    classes = len(spec.class_names)
-    ids = spec.category_ids or tuple(range(1, classes + 1))
-    if unknown := sorted(set(ids) - truth.categories.keys()):
-        raise SpecError(
-            f"the spec's category ids {unknown[:5]} are not in {truth.path}, which has "
-            f"{len(truth.categories)} categories",
-            "set category_ids in the spec, one for each class, to the ids of the annotations",
-        )
+    check_categories(detector.bundle.manifest.spec, truth)
     found = {}
     for done, image in enumerate(truth.images):
         if progress is not None:
