@@ -22,8 +22,8 @@ from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.passes.heads import keep_heads
 from centernet_trt.builder.passes.quantised import carries_quantisation, repair_quantised
 from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
-from centernet_trt.builder.quantise.damage import Damage
 from centernet_trt.builder.quantise.int8 import Int8Options, Int8Result, make_int8
+from centernet_trt.builder.quantise.measured import Measured, measure
 from centernet_trt.errors import InputError, ModelError, SpecError
 from centernet_trt.runtime.decode import check_heads
 from centernet_trt.runtime.manifest import (
@@ -71,7 +71,7 @@ class Prepared:
     kept_fp32: dict[str, str]
     comparison: dict[str, HeadComparison]
     int8: Int8Result | None = None
-    measured: Damage | None = None
+    measured: Measured | None = None
     passes: list[PassRecord] = field(default_factory=list)
 
 
@@ -126,10 +126,9 @@ def prepare(
         typed, kept = result.model, result.kept
     refresh_shapes(typed)  # the bundle's model states every tensor's type, which faithful mode reads
     if int8 is not None:
-        judge, final = int8.judge, typed
-        measured = passes.run(
-            "faithful", lambda: judge.faithful_damage(final, _progress(reporter, "faithful"))
-        )
+        whole, final = int8, typed
+        progress = _progress(reporter, "faithful")
+        measured = passes.run("faithful", lambda: measure(whole, final, spec, progress))
     found = passes.run("compare", lambda: _compare(source, typed, spec, shape, typing.precision))
     channels = _check_heads(found, spec, shape)
     types = _tensor_types(typed)

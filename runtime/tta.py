@@ -123,7 +123,8 @@ def detect_augmented(
     for scaled in inputs:
         heads, decoded_as = _heads(scaled, manifest, heads_of, tta, together)
         decoded_as = decoded_as.model_copy(update={"nms_iou": None})
-        found.append(decode_image(heads, decoded_as, scaled.placement, 0.0, max(spec.top_k, top_k)))
+        # Scores only fall in the merge, and lower ones touch no higher one: the threshold may come first as well.
+        found.append(decode_image(heads, decoded_as, scaled.placement, threshold, max(spec.top_k, top_k)))
     return _merged(found, tta, threshold, top_k)
 
 

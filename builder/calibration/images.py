@@ -42,12 +42,14 @@ class CalibrationImages:
         source: where they come from, for messages and records.
         notes: what the user should know about them.
         annotations: the COCO file, where the images came from one.
+        folder: where their files lie, where they have files.
     """
 
     images: tuple[CalibrationImage, ...]
     source: str
     notes: tuple[str, ...] = ()
     annotations: Path | None = None
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,7 +60,7 @@ class CalibrationImages:
     def subset(self, rows: Sequence[int]) -> "CalibrationImages":
         """The images of these places, in this order."""
         chosen = tuple(self.images[row] for row in rows)
-        return CalibrationImages(chosen, self.source, (), self.annotations)
+        return CalibrationImages(chosen, self.source, (), self.annotations, self.folder)
 
 
 class _Spool:
@@ -79,9 +81,9 @@ def images_of(source: Path) -> CalibrationImages:
     """
     if source.is_dir():
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        annotations = None
+        annotations, folder = None, source
     elif source.suffix.lower() == ".json" and source.is_file():
-        paths, annotations = _listed(source), source
+        (folder, paths), annotations = _listed(source), source
     else:
         raise CalibrationError(
             f"{source} is neither a folder of images nor a COCO file (.json)", f"--calibration: {_MORE}"
@@ -98,14 +100,14 @@ def images_of(source: Path) -> CalibrationImages:
             broken.append(error.message)
             continue
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        kept.append(CalibrationImage(path.name, digest, _reader(path)))
+        kept.append(CalibrationImage(str(path.relative_to(folder)), digest, _reader(path)))
     if broken:
         lines = "".join(f"\n  {line}" for line in broken[:10]) + ("\n  ..." if len(broken) > 10 else "")
         raise CalibrationError(
             f"{len(broken)} of the {len(paths)} images of {source} cannot be read:{lines}",
             "remove or replace these files",
         )
-    return CalibrationImages(tuple(kept), str(source), _judge(pixels, str(source)), annotations)
+    return CalibrationImages(tuple(kept), str(source), _judge(pixels, str(source)), annotations, folder)
 
 
 def images_from(source: Iterable[ImageSource]) -> CalibrationImages:
@@ -162,8 +164,8 @@ def _judge(pixels: Sequence[str], source: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _listed(annotations: Path) -> list[Path]:
-    """The files that a COCO file lists: beside it, in `images/` beside it, or in a folder beside it of its own name."""
+def _listed(annotations: Path) -> tuple[Path, list[Path]]:
+    """The folder and the files that a COCO file lists: beside it, in `images/` beside it, or in a folder beside it of its own name."""
     try:
         names = sorted(str(row["file_name"]) for row in json.loads(annotations.read_text("utf-8"))["images"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -176,7 +178,7 @@ def _listed(annotations: Path) -> list[Path]:
         paths = [folder / name for name in names]
         missing = [path for path in paths if not path.is_file()]
         if not missing:
-            return paths
+            return folder, paths
         if len(missing) < len(paths):
             raise CalibrationError(
                 f"{len(missing)} of the {len(paths)} images that {annotations} lists are not in {folder}, "

@@ -33,6 +33,7 @@ LEVELS = 128
 Method = Literal["entropy", "percentile", "max", "entropy-as-published"]
 METHODS: tuple[Method, ...] = ("entropy", "percentile", "max", "entropy-as-published")
 PERCENTILE = 99.99
+_PART = 64
 
 
 def threshold_of(histogram: Histogram, method: Method, percentile: float = PERCENTILE) -> float:
@@ -106,16 +107,20 @@ def divergences(counts: npt.NDArray[np.int64], *, mend: bool = True) -> npt.NDAr
     edges = _edges(bins)
     # Whole numbers below 2^53 are exact in float64.
     below = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
-    mass = np.diff(below[edges], axis=1)
-    filled = np.diff(np.concatenate([[0], np.cumsum(counts > 0)])[edges], axis=1)
+    some = np.concatenate([[0.0], np.cumsum(counts > 0, dtype=np.float64)])
     total, inside = float(below[-1]), below[kept]
     if not total:
         return np.full(len(kept), np.inf)
     outliers, last = total - inside, counts[kept - 1].astype(np.float64)
+    cross = np.empty(len(kept))
     with np.errstate(divide="ignore", invalid="ignore"):
-        # An empty level counts for nothing: the logarithm of 1.
-        log_density = np.log(np.where(mass > 0, mass / filled, 1.0))
-        cross = np.einsum("kl,kl->k", mass, log_density) + outliers * log_density[:, -1]
+        # In parts that stay in the processor's cache: twice as fast.
+        for part in (slice(start, start + _PART) for start in range(0, len(kept), _PART)):
+            mass = np.diff(below[edges[part]], axis=1)
+            density = mass / np.diff(some[edges[part]], axis=1)
+            density[mass == 0] = 1.0  # an empty level counts for nothing: the logarithm of 1
+            np.log(density, out=density)
+            cross[part] = np.einsum("kl,kl->k", mass, density) + outliers[part] * density[:, -1]
         plain = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
         # Of P the last bin holds the outliers too.
         own = plain[kept - 1] + _x_log_x(last + outliers)

@@ -83,10 +83,10 @@ class Judge:
         """Run a candidate, a graph with the reference's input and heads, and compare."""
         return self.compare(self.detections(model, progress))
 
-    def faithful_damage(
+    def faithful_detections(
         self, model: ModelProto, progress: Callable[[int, int], None] | None = None
-    ) -> Damage:
-        """As `damage`, for the typed graph: every fp16 tensor is rounded (see `runtime.faithful`), which is slow."""
+    ) -> list[Detections]:
+        """As `detections`, for a typed graph: every fp16 tensor is rounded (see `runtime.faithful`), which is slow."""
         session = open_session(model.SerializeToString(), "faithful", self._threads)
         given = model.graph.input[0]
         dtype = helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
@@ -99,7 +99,7 @@ class Judge:
                 zip(names, session.run(names, {given.name: batch.tensor.astype(dtype)}), strict=True)
             )
             found += decode(heads, self._spec, batch.placements, threshold=0.0)
-        return self.compare(found)
+        return found
 
     def compare(self, found: Sequence[Detections]) -> Damage:
         """Compare detections of the judge's images with the reference's."""

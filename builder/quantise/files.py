@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from centernet_trt.builder.calibration.trt_cache import format_cache
-from centernet_trt.builder.quantise.damage import Damage
 from centernet_trt.builder.quantise.int8 import Int8Result
 from centernet_trt.builder.quantise.layers import Rules
+from centernet_trt.builder.quantise.measured import Measured
 from centernet_trt.builder.quantise.picture import histogram_picture
 from centernet_trt.builder.quantise.placement import activation_scale
 from centernet_trt.builder.quantise.report import markdown, report
@@ -17,7 +17,7 @@ __all__ = ["summary", "write_int8"]
 _PANELS = 8
 
 
-def write_int8(folder: Path, result: Int8Result, measured: Damage | None = None) -> list[Path]:
+def write_int8(folder: Path, result: Int8Result, measured: Measured | None = None) -> list[Path]:
     """Write the files into a bundle's folder; their paths.
 
     `calibration.json` the record, `calibration.cache` the scales of the int8 tensors as TensorRT's text cache,
@@ -39,9 +39,9 @@ def write_int8(folder: Path, result: Int8Result, measured: Damage | None = None)
     return paths
 
 
-def summary(result: Int8Result, measured: Damage | None = None) -> CalibrationSummary:
+def summary(result: Int8Result, measured: Measured | None = None) -> CalibrationSummary:
     """What the manifest says of a calibration."""
-    found = result.search.damage if measured is None else measured
+    found = result.search.damage if measured is None else measured.damage
     return CalibrationSummary(
         method=result.options.method,
         images=len(result.record.identity.images),

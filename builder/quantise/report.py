@@ -6,17 +6,18 @@ from typing import Any
 from centernet_trt.builder.calibration.thresholds import METHODS
 from centernet_trt.builder.quantise.damage import Damage
 from centernet_trt.builder.quantise.int8 import Int8Result
+from centernet_trt.builder.quantise.measured import Measured
 from centernet_trt.builder.quantise.search import Probe, predicted_loss
 
 __all__ = ["layer_rows", "markdown", "report"]
 
 
-def report(result: Int8Result, measured: Damage | None = None) -> dict[str, Any]:
+def report(result: Int8Result, measured: Measured | None = None) -> dict[str, Any]:
     """All there is to tell, as plain data.
 
     Args:
         result: of `make_int8`.
-        measured: damage of the typed graph in faithful mode, where it was measured.
+        measured: the typed graph in faithful mode, where it was measured.
     """
     found = result.search
     chosen = [probe for probe in found.probes if probe.unit in found.chosen]
@@ -32,7 +33,8 @@ def report(result: Int8Result, measured: Damage | None = None) -> dict[str, Any]
             "drop_as_sum_of_single_drops": round(sum(max(p.damage.drop, 0.0) for p in chosen), 6),
         },
         "simulated": _damage(found.damage),
-        "faithful": None if measured is None else _damage(measured),
+        "faithful": None if measured is None else _damage(measured.damage),
+        "labelled": None if measured is None or measured.labelled is None else measured.labelled.to_json(),
         "reference_expected_ap": round(result.judge.reference_ap, 6),
         "layers": layer_rows(result),
         "skips": [list(pair) for pair in found.skips],
@@ -51,7 +53,7 @@ def report(result: Int8Result, measured: Damage | None = None) -> dict[str, Any]
             "judged": [{"name": i.name, "sha256": i.sha256} for i in result.judge.images],
             "probed": list(result.probe_images),
         },
-        "notes": list(result.notes),
+        "notes": [*result.notes, *(measured.notes if measured else ())],
     }
 
 
@@ -117,6 +119,12 @@ def markdown(data: Mapping[str, Any]) -> str:
     ]
     if faithful is not None:
         lines.append(f"- the typed graph: {_words(faithful)} (faithful mode, int8 and fp16)")
+    if (labelled := data["labelled"]) is not None:
+        lines.append(
+            f"- against the annotations of {labelled['images']} calibration images: AP {labelled['candidate_ap']:.4f}, "
+            f"fp32 {labelled['reference_ap']:.4f}, drop {labelled['drop']:+.4f} "
+            f"(95 % of resamplings: {labelled['low']:+.4f} to {labelled['high']:+.4f})"
+        )
     images = data["images"]
     lines += [
         (

@@ -213,4 +213,5 @@ def test_the_search_is_twenty_times_faster_than_a_loop_over_candidates() -> None
     loop = [one(kept) for kept in candidates]
     theirs = (time.process_time() - start) * 8
     np.testing.assert_allclose(found[::8], loop, atol=1e-9)
-    assert theirs > 5 * ours, f"loop {theirs:.4f} s, ours {ours:.4f} s"  # measured apart: see docs/int8.md
+    # 34 measured on a quiet machine; half of that leaves room for a busy one.
+    assert theirs > 15 * ours, f"loop {theirs:.4f} s, ours {ours:.4f} s"

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from tiny_centernet import tiny_spec
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.calibration.images import CalibrationImage, CalibrationImages
+from centernet_trt.builder.calibration.images import CalibrationImage, CalibrationImages, images_of
 from centernet_trt.builder.calibration.record import read_record
 from centernet_trt.builder.calibration.trt_cache import format_cache, read_cache
 from centernet_trt.builder.prepare import Silence
@@ -340,3 +340,29 @@ def test_int8_without_images_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="int8 needs images") as caught:
         build(source / "net.onnx", SPEC, tmp_path / "x", BuildOptions("int8", flavour="none"))
     assert "--calibration" in caught.value.hint
+
+
+def test_annotated_calibration_images_give_a_labelled_drop(source: Path, tmp_path: Path) -> None:
+    """Half of what fp32 finds is called the truth."""
+    reference = Judge(network(), SPEC, images_of(source / "images").images).reference
+    ids = {"images": [{"id": row + 1, "file_name": f"{row}.png"} for row in range(8)]}
+    rows = []
+    for row, found in enumerate(reference):
+        for one in found[:10:2].to_coco(row + 1):
+            rows.append({**one, "id": len(rows) + 1, "iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3]})
+    labels = {"annotations": rows, "categories": [{"id": 1, "name": "blue"}, {"id": 2, "name": "green"}]}
+    file = source / "instances.json"
+    options = BuildOptions(
+        "int8", flavour="none", calibration=file, int8=Int8Options(budget=Budget(0.05, 0.5))
+    )
+    file.write_text(json.dumps({**ids, **labels}))
+    made = build(source / "net.onnx", SPEC, tmp_path / "a", options)
+    labelled = json.loads((made.path / "int8.json").read_text())["labelled"]
+    assert labelled["images"] == 8
+    assert labelled["reference_ap"] > 0.4
+    assert labelled["low"] <= labelled["drop"] <= labelled["high"]
+    file.write_text(json.dumps({**ids, **labels, "categories": [{"id": 7, "name": "x"}]}))
+    made = build(source / "net.onnx", SPEC, tmp_path / "b", options)
+    data = json.loads((made.path / "int8.json").read_text())
+    assert data["labelled"] is None
+    assert any("category ids" in note for note in data["notes"])

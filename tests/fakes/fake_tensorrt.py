@@ -151,6 +151,7 @@ class ICudaEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.layers = [node.name for node in graph.node]
         self.contexts = 0
         LIVE.add(self)
 
@@ -192,7 +193,8 @@ class ICudaEngine:
         if config.full and MODULES[-1].flavour == "rtx":
             FAULTS.broken.append("a context was made without a runtime configuration")
         self.contexts += 1
-        return IExecutionContext(self, config, first=self.contexts == 1)
+        kind = RtxExecutionContext if MODULES[-1].flavour == "rtx" else IExecutionContext
+        return kind(self, config, first=self.contexts == 1)
 
 
 class IRuntimeCache:
@@ -293,9 +295,6 @@ class IExecutionContext:
         self._addresses[name] = memory
         return True
 
-    def is_stream_capturable(self, stream: int) -> bool:
-        return not FAULTS.uncapturable
-
     def execute_async_v3(self, stream_handle: int) -> bool:
         FAULTS.enqueues += 1
         if FAULTS.skip_enqueues > 0:
@@ -314,6 +313,10 @@ class IExecutionContext:
         self._check_capture(stream_handle)
         work = _Work(self)
         status = driver().cuLaunchHostFunc(ctypes.c_void_p(stream_handle), work.callback, None)
+        if self.profiler is not None:  # with one, TensorRT waits and reports
+            driver().cuStreamSynchronize(ctypes.c_void_p(stream_handle))
+            for node in self.engine.layers:
+                self.profiler.report_layer_time(node, 0.25)
         return status == 0 or self._refuse(f"Cuda failure: {status}")
 
     def _check_capture(self, stream_handle: int) -> None:
@@ -327,6 +330,13 @@ class IExecutionContext:
                 FAULTS.broken.append("captured with kernels that may be fallbacks")
         if not status.value and self._config.cache is not None:
             self._config.cache.content = b"KERNELS " + str(self._shape).encode()
+
+
+class RtxExecutionContext(IExecutionContext):
+    """TensorRT for RTX can be asked; TensorRT 10.13 cannot."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return not FAULTS.uncapturable
 
 
 _keep: list["_Work"] = []  # queued work and graphs call back until the process ends
@@ -398,6 +408,8 @@ def make_module(flavour: str, version: str) -> ModuleType:
     made.__version__, made.flavour = version, flavour
     for kind in (*_COMMON, *(_RTX_ONLY if flavour == "rtx" else ())):
         setattr(made, kind.__name__, kind)
+    if flavour == "rtx":
+        made.IExecutionContext = RtxExecutionContext
     if flavour == "tensorrt":
         made.init_libnvinfer_plugins = lambda logger, namespace: True
     MODULES.append(made)

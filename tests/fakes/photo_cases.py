@@ -94,14 +94,20 @@ def test_real_models(
         Detector.load(bundle, backend="onnxruntime", threads=1) as host,
         Detector.load(bundle, backend="tensorrt", binding=binding, max_pixels=640 * 640) as detector,
     ):
-        for count in (1, 3, 8):
+        for count in (1, 3) if half or binding == "pycuda" else (1, 3, 8):
             wanted = host.detect_batch(images[:count], 0.3)
             assert sum(len(detections) for detections in wanted) >= count
             for _ in range(2):  # as launches, then as a graph
                 for one, other in zip(detector.detect_batch(images[:count], 0.3), wanted, strict=True):
                     agree(one, other)
         # Cut to a size that is not scaled, there is nothing to differ.
-        exact = [np.ascontiguousarray(image[:320, :512]) for image in images if image.shape[1] >= 512][:3]
-        for one, other in zip(detector.detect_batch(exact, 0.3), host.detect_batch(exact, 0.3), strict=True):
+        exact = [
+            np.ascontiguousarray(image[:320, :512])
+            for image in images
+            if min(image.shape[0] - 320, image.shape[1] - 512) >= 0
+        ]
+        for one, other in zip(
+            detector.detect_batch(exact[:3], 0.3), host.detect_batch(exact[:3], 0.3), strict=True
+        ):
             if len(other):
                 same(one, other, pixels=0.5 if half else 1e-2)

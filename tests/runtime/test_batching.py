@@ -152,6 +152,21 @@ def test_no_thread_before_the_first_request_and_no_more_than_allowed() -> None:
     assert threads_named("test-") == []
 
 
+def test_what_remains_after_a_batch_gets_another_worker() -> None:
+    clock, run = FakeClock(), Runner(held=True)
+    with batcher(run, clock=clock, workers=2, max_wait=5.0) as made:
+        futures = [made.submit(1, "a")]
+        clock.until_waits()
+        futures.append(made.submit(2, "b"))
+        clock.until_waits()
+        assert len(threads_named("test-")) == 1  # one that waits suffices as long as nothing is due
+        clock.advance(5.0)
+        for _ in futures:
+            run.until_entered()
+        run.gate.set()
+        assert [future.result(LONG) for future in futures] == [2, 4]
+
+
 def test_a_full_queue_refuses_waits_or_times_out() -> None:
     clock, run = FakeClock(), Runner(held=True)
     with batcher(run, max_batch=1, clock=clock, queue=2, max_wait=0.0) as made:
@@ -274,6 +289,7 @@ def test_a_callback_may_submit_and_close() -> None:
             except QueueFullError as error:
                 heard.append(error)
             made.close(drain=False)
+            heard.append("closed")
 
         first = made.submit(1)
         run.until_entered()
@@ -281,7 +297,8 @@ def test_a_callback_may_submit_and_close() -> None:
         second = made.submit(2)
         run.gate.set()
         assert isinstance(second.exception(LONG), BackendError)
-        assert len(heard) == 1
+        made.close()
+        assert [str(one)[:17] for one in heard] == ["1 requests wait, ", "closed"]
 
 
 def test_close_drains() -> None:
@@ -365,21 +382,23 @@ def test_a_future_can_be_awaited_and_cancelled_by_its_task() -> None:
         assert answers[3]
 
 
-def test_an_idle_worker_and_a_future_keep_no_request_alive() -> None:
-    class Picture:
+def test_an_idle_worker_keeps_neither_request_nor_result_alive() -> None:
+    class Thing:
         pass
 
-    with batcher(lambda batch: [1] * len(batch), max_wait=0.0) as made:
-        picture = Picture()
-        gone = weakref.ref(picture)
+    clock = FakeClock()
+    with batcher(lambda batch: [Thing() for _ in batch], clock=clock, max_wait=0.0) as made:
+        picture = Thing()
         future = made.submit(picture)
-        assert future.result(LONG) == 1
+        picture_alive, result_alive = weakref.ref(picture), weakref.ref(future.result(LONG))
         del picture
-        # The worker lets go of a batch before it takes the next one.
-        made.submit(Picture()).result(LONG)
+        clock.until_waits()
         gc.collect()
-        assert gone() is None
-        assert future.done()
+        assert picture_alive() is None  # although its future is still there
+        assert result_alive() is not None
+        del future
+        gc.collect()
+        assert result_alive() is None
 
 
 @pytest.mark.parametrize(

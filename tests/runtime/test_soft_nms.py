@@ -47,9 +47,7 @@ def arrays(
     return xyxy, score, np.array([row[5] for row in rows], dtype=np.int32)
 
 
-SCORES = st.one_of(
-    st.sampled_from([0.0, 0.0009, 0.001, 0.25, 0.5, 0.75, 1.0]), st.floats(0, 1, width=32)
-)
+SCORES = st.one_of(st.sampled_from([0.0, 0.0009, 0.001, 0.25, 0.5, 0.75, 1.0]), st.floats(0, 1, width=32))
 ROW = st.tuples(*[st.integers(-10, 40)] * 2, *[st.integers(0, 30)] * 2, SCORES, st.integers(0, 2))
 
 
