@@ -18,6 +18,8 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+# Stubs of full TensorRT, to hold the tests' fake to; apart, because they would look like TensorRT itself.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
 	@touch $@ $(VENV)/.base
 
 # Type stubs of full TensorRT, which itself installs from NVIDIA's index only. Beside the environment, not in it: there
@@ -36,6 +38,11 @@ types:
 
 .PHONY: install
 install: $(VENV)/.base ## make .venv and install the product
+
+.PHONY: gpu
+gpu: $(VENV)/.base ## what a GPU needs: CUDA wheels, and PyCUDA where it can be built (no CUDA toolkit needed)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
+	$(BIN)/python -m centernet_trt.install_pycuda || echo 'make gpu: without PyCUDA; cuda-bindings serves'
 
 .PHONY: demo
 demo: $(VENV)/.base ## build a real face detector, detect in real pictures, write the annotated ones to demo/

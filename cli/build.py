@@ -162,8 +162,8 @@ def build_command(
 ) -> None:
     """Compile a CenterNet ONNX graph into an engine bundle."""
     from centernet_trt.builder.build import BuildOptions, build
+    from centernet_trt.builder.quantise.budget import Budget, BudgetError
     from centernet_trt.builder.quantise.int8 import Int8Options
-    from centernet_trt.builder.quantise.search import Budget, BudgetError
 
     recipe = read_recipe(model) if _is_recipe(model) else None
     path = _model_of(recipe, Path(model).parent, weights) if recipe else Path(model)

@@ -24,11 +24,13 @@ _HEADERS = ("cuda.h", "cudaProfiler.h")
 
 
 def install_pycuda(target: Path | None = None) -> None:
-    """Build PyCUDA and install it into this Python, or into the folder `target`.
+    """Build PyCUDA and install it into this Python, unless it is there, or into the folder `target`. It takes minutes.
 
     Raises:
         CudaError: no compiler, no headers, no source, or a build that failed; the hint says what to install.
     """
+    if target is None and importlib.util.find_spec("pycuda") is not None:
+        return
     compiler = shutil.which("g++")
     if compiler is None:
         raise CudaError(

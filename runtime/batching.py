@@ -157,9 +157,8 @@ class DynamicBatcher(Generic[Request, Result]):
         return self._stats.snapshot(depth)
 
     def _closed_error(self, when: str) -> BackendError:
-        return BackendError(
-            f"the {self._name} was closed {when}", "load the bundle again: Detector.load(...)"
-        )
+        hint = "load the bundle again: Detector.load(...)"
+        return BackendError(f"the {self._name} was closed {when}", hint)
 
     def _wait_for_room(self, timeout: float | None) -> None:
         """Return, holding the lock, when there is room."""
@@ -177,26 +176,22 @@ class DynamicBatcher(Generic[Request, Result]):
                     "submit more slowly, wait longer for room (timeout=), or allow a longer queue",
                 )
             self._clock.wait(self._room, remaining)
-        if self._closed:
-            raise self._closed_error("and takes no more requests")
+        self.check_open()
 
     def _ensure_worker(self) -> None:
         """Start a thread, holding the lock, when none is free and more are allowed."""
         if self._idle or len(self._threads) >= (self._settings.workers or 1):
             return
         number = len(self._threads)
-        # Daemons, because a batcher that nobody closed must not keep the interpreter from ending; atexit ends
-        # them in order.
+        # A batcher that nobody closed must not keep the interpreter from ending: atexit ends the daemons in order.
         thread = threading.Thread(target=self._work_loop, name=f"{self._name}-{number}", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
-            if not self._threads:
-                raise BackendError(
-                    f"no thread could be started for the {self._name}: {error}",
-                    "raise the limit on threads (ulimit -u) or use fewer",
-                ) from error
-            return
+            if self._threads:
+                return  # the others will do
+            hint = "raise the limit on threads (ulimit -u) or use fewer"
+            raise BackendError(f"no thread could be started for the {self._name}: {error}", hint) from error
         if not self._threads:
             atexit.register(self.close, drain=False)
         self._threads.append(thread)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from centernet_trt.errors import BackendError, CenterNetError, InputError
 from centernet_trt.runtime.backend import Backend, Heads, Picture, Request
 from centernet_trt.runtime.backend_choice import BackendName, open_backend
+from centernet_trt.runtime.batch_results import BatchError, Placed, network_batches
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.device_arrays import device_image, is_device_array
@@ -28,22 +28,6 @@ from centernet_trt.runtime.request_types import Batching, RequestFuture
 from centernet_trt.runtime.spec import MAX_TOP_K
 from centernet_trt.runtime.submission import Submissions, Wish
 from centernet_trt.runtime.tta import Augmentation, TestTimeAugmentation, augmentation_of, detect_augmented
-
-
-class BatchError(InputError):
-    """Some images of a batch failed; `results` has the detections of the others, and the errors in their places."""
-
-    def __init__(self, results: "list[Detections | CenterNetError]") -> None:
-        self.results = results
-        failed = {row: result for row, result in enumerate(results) if isinstance(result, CenterNetError)}
-        lines = [f"  image {row}: {error.message}" for row, error in failed.items()]
-        super().__init__(
-            f"{len(failed)} of {len(results)} images failed:\n" + "\n".join(lines),
-            "pass errors='return' to get the errors in the list, beside the other images' detections",
-        )
-
-    def __reduce__(self) -> tuple[type["BatchError"], tuple[object, ...]]:  # type: ignore[override]
-        return type(self), (self.results,)
 
 
 class Detector:
@@ -214,24 +198,18 @@ class Detector:
         check_owner(self._process, "the detector")
         backend = self._open_backend
         results: dict[int, Detections | CenterNetError] = {}
-        ready: dict[tuple[int, int], dict[int, tuple[Picture, Placement]]] = {}
+        ready: dict[int, Placed] = {}
         for row, source in enumerate(images):
             try:
-                image, placement = self._prepare(source)
+                ready[row] = self._prepare(source)
             except CenterNetError as error:
                 results[row] = error
-                continue
-            ready.setdefault((placement.height, placement.width), {})[row] = (image, placement)
-        rows, batches = [], []
-        for group in ready.values():
-            entries = iter(group.items())
-            while chunk := dict(islice(entries, backend.max_batch)):
-                rows.append(list(chunk))
-                batches.append([Request(*placed, threshold, top_k) for placed in chunk.values()])
-        for chunk_rows, found in zip(rows, backend.run(batches), strict=True):
+        batches = network_batches(ready, backend.max_batch)
+        asked = [[Request(*placed, threshold, top_k) for placed in batch.values()] for batch in batches]
+        for batch, found in zip(batches, backend.run(asked), strict=True):
             if classes is not None:
                 found = [detections.of_classes(classes) for detections in found]
-            results.update(zip(chunk_rows, found, strict=True))
+            results.update(zip(batch, found, strict=True))
         ordered = [results[row] for row in range(len(images))]
         good = [result for result in ordered if isinstance(result, Detections)]
         if errors == "return" or len(good) == len(ordered):
@@ -335,7 +313,7 @@ class Detector:
         if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
             raise InputError(f"top_k is {top_k}, 1 to {MAX_TOP_K} was expected")
 
-    def _prepare(self, source: ImageSource) -> tuple[Picture, Placement]:
+    def _prepare(self, source: ImageSource) -> Placed:
         image: Picture = device_image(source) if is_device_array(source) else as_bgr(source)
         self._open_backend.check_image(image)
         return image, self._place(image.shape[1], image.shape[0])

@@ -12,7 +12,7 @@ from centernet_trt.runtime.spec import KeepRes
 
 ALIGNMENT = 256
 _IMAGE_BYTES = len(bytes(Image()))
-_KEY_BYTES = 8
+_KEY_BYTES, _COUNTER_BYTES = 8, 8
 _ITEM_BYTES = {"float32": 4, "float16": 2}
 _FULL_HD = 1920 * 1080
 
@@ -79,18 +79,30 @@ def plan_stream(
     tensors = {manifest.input.name: tensor_bytes(manifest.input, max_batch, height, width)}
     for head in manifest.heads:
         tensors[head.name] = tensor_bytes(head, max_batch, height // stride, width // stride)
-    # A small device has the longest lists for each block, whatever the map: the bound of plan_decode.
-    widest = plan_decode(1, 1, 4, 4, MAX_TOP_K, half=True, multiprocessors=multiprocessors)
-    blocks = max(multiprocessors * DECODE_BLOCKS_PER_SM, max_batch)
-    layout = DecodeLayout(max_batch, MAX_TOP_K, extra_columns(manifest.spec.heads))
+    counters, keys, output = decode_bytes(max_batch, extra_columns(manifest.spec.heads), multiprocessors)
     return StreamMemory(
         staging=_staging(manifest, max_batch, max_pixels),
         tensors=tensors,
         workspace=workspace,
-        counters=max_batch * 8,
-        keys=blocks * widest.list_keys * _KEY_BYTES,
-        output=layout.nbytes,
+        counters=counters,
+        keys=keys,
+        output=output,
     )
+
+
+def decode_bytes(max_batch: int, columns: int, multiprocessors: int) -> tuple[int, int, int]:
+    """Bytes of decode's counters, keys and output for any map, any batch up to the largest, and any top_k.
+
+    Args:
+        max_batch: images that run at once.
+        columns: channels of all further heads.
+        multiprocessors: of the device.
+    """
+    # The length of a block's list follows from the rows alone, the number of blocks from the device or the batch.
+    list_keys = plan_decode(1, 1, 4, 4, MAX_TOP_K, half=True, multiprocessors=multiprocessors).list_keys
+    blocks = max(multiprocessors * DECODE_BLOCKS_PER_SM, max_batch)
+    output = DecodeLayout(max_batch, MAX_TOP_K, columns).nbytes
+    return max_batch * _COUNTER_BYTES, blocks * list_keys * _KEY_BYTES, output
 
 
 def tensor_bytes(record: TensorRecord, batch: int, height: int, width: int) -> int:

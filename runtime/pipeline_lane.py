@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import CenterNetError
-from centernet_trt.kernels.outputs import DecodeRows
 from centernet_trt.runtime.backend import Heads, Request
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.driver import close_all
 from centernet_trt.runtime.driver_errors import DriverError
 from centernet_trt.runtime.executor import allocate_heads
 from centernet_trt.runtime.gpu_kernels import Kernels
-from centernet_trt.runtime.nms import greedy_nms
 from centernet_trt.runtime.pipeline_buffers import StreamBuffers
 from centernet_trt.runtime.pipeline_program import Program, ProgramKey
+from centernet_trt.runtime.ranges import nvtx_range
+from centernet_trt.runtime.row_detections import detections_of
 from centernet_trt.runtime.spec import MAX_TOP_K, ModelSpec
 from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
 
@@ -51,7 +51,7 @@ class Lane:
             DriverError: the driver did.
         """
         try:
-            with self._executor.device.current:
+            with self._executor.device.current, nvtx_range("start"):
                 program = self._program(self._key(requests))
                 self.buffers.upload(program.layout.batch, requests)
                 program.launch()
@@ -70,8 +70,9 @@ class Lane:
         assert self._running is not None, "finish() without start()"
         (program, count), self._running = self._running, None
         try:
-            self.buffers.done.synchronize()
-            found = self._detections(self.buffers.rows(program.layout), count)
+            with nvtx_range("wait"):
+                self.buffers.done.synchronize()
+            found = [detections_of(program.rows, row, self._spec) for row in range(count)]
             if self._cuda_graph and not program.captured and program.refused is None:
                 self._capture(program)
         except BaseException:
@@ -130,26 +131,6 @@ class Lane:
                 program.refused,
             )
             self._cuda_graph = False
-
-    def _detections(self, rows: DecodeRows, count: int) -> list[Detections]:
-        return [self._image(rows, row) for row in range(count)]
-
-    def _image(self, rows: DecodeRows, row: int) -> Detections:
-        """One image's rows, copied out of the pinned buffer."""
-        spec, kept = self._spec, slice(int(rows.count[row]))
-        extra, column = {}, 0
-        for head in spec.heads.extra:
-            extra[head.name] = rows.extra[row, kept, column : column + head.channels].copy()
-            column += head.channels
-        found = Detections(
-            rows.xyxy[row, kept].copy(),
-            rows.score[row, kept].copy(),
-            rows.label[row, kept].copy(),
-            extra,
-            spec.class_names,
-            spec.category_ids,
-        )
-        return found if spec.nms_iou is None else found[greedy_nms(found.xyxy, found.label, spec.nms_iou)]
 
     def _recover(self) -> None:
         """Bring the lane back after a failure: nothing running, counters zero, programs made anew when needed."""

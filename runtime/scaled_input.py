@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.geometry import Placement, place
@@ -14,12 +15,35 @@ from centernet_trt.runtime.spec import FixedSize, FixRes, InputSpec, KeepRes, Le
 
 @dataclass(frozen=True)
 class ScaledInput:
-    """`canvas`: (height, width, 3) uint8 pixels of the network input, blue first. `placement`: where the source lies in
-    it; it maps boxes, and is not for sampling.
+    """An image in the network input.
+
+    Attributes:
+        canvas: (height, width, 3) uint8 pixels of the network input, blue first.
+        placement: where the source lies in it; it maps boxes, and is not for sampling.
+        drops_cut: boxes at a side where the image goes on beyond the input are to be dropped, see `is_whole`.
     """
 
     canvas: BgrImage
     placement: Placement
+    drops_cut: bool = False
+
+    def is_whole(self, xyxy: npt.NDArray[np.float32], margin: float) -> npt.NDArray[np.bool_]:
+        """Which boxes (N, 4), in source pixels, are not of objects that the side of the network input cuts.
+
+        Args:
+            xyxy: the boxes.
+            margin: in pixels of the network input; a box that comes so near to a cutting side counts as cut.
+        """
+        p = self.placement
+        scale, shift = np.array([p.scale_x, p.scale_y]), np.array([p.shift_x, p.shift_y])
+        low, high = xyxy[:, :2] * scale + shift, xyxy[:, 2:] * scale + shift
+        limit, end = (
+            np.array([p.width, p.height]),
+            np.array([p.source_width, p.source_height]) * scale + shift,
+        )
+        cut = ((shift < 0) & (low < margin)) | ((end > limit) & (high > limit - margin))
+        whole: npt.NDArray[np.bool_] = ~cut.any(axis=1)
+        return whole
 
 
 def scaled_input(image: BgrImage, spec: InputSpec, scale: float) -> ScaledInput:
@@ -28,7 +52,8 @@ def scaled_input(image: BgrImage, spec: InputSpec, scale: float) -> ScaledInput:
     - `keep_res` and `fix_res` as the official `BaseDetector.pre_process`: cv2.resize to (int(w * scale),
       int(h * scale)), then the policy. The network size grows with keep_res; with fix_res the image shrinks inside the
       input, or its outer part falls off.
-    - `letterbox` and `stretch` into a fixed size, which the official code does not have: as fix_res, in one resampling.
+    - `letterbox` and `stretch` into a fixed size, which the official code does not have: as fix_res, in one resampling,
+      and boxes of objects that are cut by the input's side are dropped: they are whole at another scale.
     - `stretch` to a free size: the network size of the scaled image.
 
     Raises:
@@ -90,7 +115,7 @@ def _resampled_once(image: BgrImage, spec: InputSpec, scale: float) -> ScaledInp
     left = 0 if top_left else (placement.width - inner.shape[1]) // 2
     top = 0 if top_left else (placement.height - inner.shape[0]) // 2
     placement = replace(placement, scale_x=scale_x, scale_y=scale_y, shift_x=float(left), shift_y=float(top))
-    return ScaledInput(_pasted(inner, placement, left, top), placement)
+    return ScaledInput(_pasted(inner, placement, left, top), placement, drops_cut=fixed)
 
 
 def _pasted(inner: BgrImage, placement: Placement, left: int, top: int) -> BgrImage:

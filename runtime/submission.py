@@ -6,16 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from centernet_trt.errors import InputError
-from centernet_trt.runtime.backend import Picture, Request
+from centernet_trt.runtime.backend import Request
+from centernet_trt.runtime.batch_results import Placed
 from centernet_trt.runtime.batching import DynamicBatcher
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.geometry import Placement
 from centernet_trt.runtime.images import ImageSource
 from centernet_trt.runtime.request_stats import RequestStatistics
 from centernet_trt.runtime.request_types import Batching, RequestFuture
 from centernet_trt.runtime.spec import ModelSpec
-
-Placed = tuple[Picture, Placement]
 
 
 @dataclass(frozen=True)

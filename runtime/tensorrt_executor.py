@@ -222,6 +222,10 @@ class NetworkContext:
             if not self._context.execute_async_v3(stream.number):
                 raise self._failure(f"refuses to run {self._what}", lines)
 
+    def report_layers_to(self, profiler: Any) -> None:
+        """Have TensorRT measure every layer from now on, and wait for each; `profiler` is one of its IProfilers."""
+        self._context.profiler = profiler
+
     def capturable(self, stream: Stream) -> bool:
         """Whether TensorRT says that its work can be recorded into a CUDA graph; full TensorRT is not asked."""
         if not hasattr(self._context, "is_stream_capturable"):

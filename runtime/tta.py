@@ -118,13 +118,13 @@ def detect_augmented(
     together = (max_batch or manifest.profile.batch.max) >= 2
     if len(inputs) == 1:
         heads, decoded_as = _heads(inputs[0], manifest, heads_of, tta, together)
-        return decode_image(heads, decoded_as, inputs[0].placement, threshold, top_k)
+        return _decoded(inputs[0], heads, decoded_as, threshold, top_k)
     found = []
     for scaled in inputs:
         heads, decoded_as = _heads(scaled, manifest, heads_of, tta, together)
         decoded_as = decoded_as.model_copy(update={"nms_iou": None})
         # Scores only fall in the merge, and lower ones touch no higher one: the threshold may come first as well.
-        found.append(decode_image(heads, decoded_as, scaled.placement, threshold, max(spec.top_k, top_k)))
+        found.append(_decoded(scaled, heads, decoded_as, threshold, max(spec.top_k, top_k)))
     return _merged(found, tta, threshold, top_k)
 
 
@@ -158,6 +158,15 @@ def _heads(
             {name: head[0] for name, head in heads_of(tensor[row : row + 1]).items()} for row in (0, 1)
         )
     return average_with_mirror(direct, mirrored, spec, tta.flip_index), _with_probabilities(spec)
+
+
+def _decoded(
+    scaled: ScaledInput, heads: Mapping[str, FloatArray], spec: ModelSpec, threshold: float, top_k: int
+) -> Detections:
+    """Detections of one scale."""
+    found = decode_image(heads, spec, scaled.placement, threshold, top_k)
+    # A cut object's box ends about a cell from the side that cuts it.
+    return found[scaled.is_whole(found.xyxy, spec.stride)] if scaled.drops_cut else found
 
 
 def _with_probabilities(spec: ModelSpec) -> ModelSpec:

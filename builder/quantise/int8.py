@@ -13,18 +13,12 @@ from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.calibration.record import CalibrationRecord, Identity, make_record, read_record
 from centernet_trt.builder.calibration.thresholds import Method
 from centernet_trt.builder.calibration.trt_cache import read_cache
+from centernet_trt.builder.quantise.budget import Budget, SearchResult, Thresholds
 from centernet_trt.builder.quantise.damage import Judge
 from centernet_trt.builder.quantise.equalise import equalisable, equalise, replay
 from centernet_trt.builder.quantise.layers import Rules, Survey, survey
 from centernet_trt.builder.quantise.placement import LEVELS, raise_opset
-from centernet_trt.builder.quantise.search import (
-    Budget,
-    SearchResult,
-    Thresholds,
-    everything,
-    probe_units,
-    search,
-)
+from centernet_trt.builder.quantise.search import everything, probe_units, search
 from centernet_trt.errors import CalibrationError
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
 
@@ -68,7 +62,7 @@ class Int8Options:
     rules: Rules = field(default_factory=Rules)
     everything: bool = False
     judged_images: int = 128
-    probe_images: int = 24
+    probe_images: int = 16
     threads: int = 1
 
 
@@ -226,7 +220,7 @@ def _thresholds(
     if not known:
         raise CalibrationError(
             f"{options.cache} has {len(cache.scales)} tensors, none of them one of this graph's: it is of another "
-            f"model (it has {next(iter(cache.scales), 'nothing')!r}, the graph has {wanted[0]!r})",
+            f"model (it has {next(iter(cache.scales), 'nothing')!r}, the graph has {next(iter(wanted), 'nothing')!r})",
             "give the cache that was written for this ONNX file, or leave it out to calibrate here",
         )
     missing = {name: f"the cache {options.cache.name} has no scale for {name}" for name in wanted}

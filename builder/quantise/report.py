@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from centernet_trt.builder.calibration.thresholds import METHODS
+from centernet_trt.builder.quantise.budget import Probe, predicted_loss
 from centernet_trt.builder.quantise.damage import Damage
 from centernet_trt.builder.quantise.int8 import Int8Result
 from centernet_trt.builder.quantise.measured import Measured
-from centernet_trt.builder.quantise.search import Probe, predicted_loss
 
 __all__ = ["layer_rows", "markdown", "report"]
 

@@ -11,24 +11,20 @@ import pytest
 from int8_network import arrays, network, pictures
 from onnx import ModelProto
 from tiny_centernet import tiny_spec
+from typer.testing import CliRunner
 
 from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.builder.calibration.images import CalibrationImage, CalibrationImages, images_of
 from centernet_trt.builder.calibration.record import read_record
 from centernet_trt.builder.calibration.trt_cache import format_cache, read_cache
 from centernet_trt.builder.prepare import Silence
+from centernet_trt.builder.quantise.budget import Budget, BudgetError, Probe, predicted_loss
 from centernet_trt.builder.quantise.damage import Damage, Judge, weighted_loss
 from centernet_trt.builder.quantise.int8 import Int8Options, make_int8
 from centernet_trt.builder.quantise.layers import Rules, layers_in_int8, share_in_int8, survey
 from centernet_trt.builder.quantise.report import layer_rows, report
-from centernet_trt.builder.quantise.search import (
-    Budget,
-    BudgetError,
-    Probe,
-    predicted_loss,
-    probe_units,
-    search,
-)
+from centernet_trt.builder.quantise.search import probe_units, search
+from centernet_trt.cli.app import app
 from centernet_trt.errors import CalibrationError
 from centernet_trt.evaluation.agreement import agreement
 from centernet_trt.runtime.bundle import EngineBundle
@@ -366,3 +362,13 @@ def test_annotated_calibration_images_give_a_labelled_drop(source: Path, tmp_pat
     data = json.loads((made.path / "int8.json").read_text())
     assert data["labelled"] is None
     assert any("category ids" in note for note in data["notes"])
+
+
+def test_a_budget_that_cannot_be_met_leaves_with_exit_code_3(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(SPEC.model_dump_json())
+    words = ["build", str(source / "net.onnx"), "--spec", str(tmp_path / "spec.json"), "--flavour", "none"]
+    words += ["--precision", "int8", "--calibration", str(source / "images"), "--output", str(tmp_path / "x")]
+    done = CliRunner().invoke(app, [*words, "--max-drop", "0", "--min-agreement", "1"])
+    assert done.exit_code == 3, done.output
+    assert "no layer can be int8 inside a drop of 0" in " ".join(done.output.split())
+    assert not (tmp_path / "x").exists()

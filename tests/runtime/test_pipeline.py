@@ -11,14 +11,19 @@ def test_on_the_standin_driver(cases: str) -> None:
     run_on_standin(f"tests/fakes/{cases}_cases.py", "-m", FAST)
 
 
+def test_the_kernels_by_themselves() -> None:
+    run_on_standin("tests/gpu/test_gpu_ops.py", "-m", "gpu")
+
+
 @pytest.mark.shared
 def test_real_models_on_photographs() -> None:
     run_on_standin("tests/fakes/photo_cases.py", "-m", "not slow")
 
 
 @pytest.mark.slow
-def test_soak() -> None:
-    run_on_standin("tests/fakes/soak_cases.py", "-m", "slow")
+@pytest.mark.parametrize("cases", ["fault", "soak"])
+def test_slow_cases_on_the_standin_driver(cases: str) -> None:
+    run_on_standin(f"tests/fakes/{cases}_cases.py", "-m", "slow")
 
 
 EXIT = """

@@ -90,6 +90,45 @@ def test_official_sizes_and_corners() -> None:
     assert corners[1, 0] - corners[0, 0] == pytest.approx(101 / 1.5)
 
 
+def test_boxes_of_cut_objects_are_dropped() -> None:
+    """A 128x96 image in a 128x96 input at scale 2: the middle is seen, network pixels are 2 * source - (64, 48)."""
+    image = np.zeros((96, 128, 3), dtype=np.uint8)
+    scaled = scaled_input(image, InputSpec.model_validate(INPUTS["letterbox"]), 2.0)
+    assert scaled.drops_cut
+    boxes = [
+        [40, 30, 90, 60],
+        [33, 30, 60, 60],
+        [40, 25, 60, 60],
+        [40, 30, 95, 60],
+        [40, 30, 60, 71],
+        [35, 27, 93, 69],
+    ]
+    whole = scaled.is_whole(np.array(boxes, dtype=np.float32), 4)
+    assert whole.tolist() == [True, False, False, False, False, True]
+    # In the corner, only the right and the lower side cut. A scale that fits cuts nothing.
+    corner = scaled_input(image, InputSpec.model_validate(INPUTS["corner"]), 2.0)
+    assert corner.is_whole(np.array([[0, 0, 40, 30], [0, 0, 63, 30]], dtype=np.float32), 4).tolist() == [
+        True,
+        False,
+    ]
+    small = scaled_input(image, InputSpec.model_validate(INPUTS["letterbox"]), 0.5)
+    assert small.is_whole(np.array([[0, 0, 128, 96]], dtype=np.float32), 4).all()
+    for name in ("fix_res", "keep_res", "stretch_free"):  # as the official code has it
+        assert not scaled_input(image, InputSpec.model_validate(INPUTS[name]), 1.5).drops_cut
+
+
+def test_the_cut_is_applied(tmp_path: Path) -> None:
+    """Every box of the tiny network is a cell or more: at scale 2 those at the border go, at 1 none."""
+    image = np.random.default_rng(9).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    manifest = manifest_of(tmp_path / "b", input=INPUTS["letterbox"])
+    single = detect_augmented(image, manifest, AnyNetwork(), TestTimeAugmentation(scales=(1.0,)), 0.0)
+    assert len(single) == 100
+    cut = detect_augmented(image, manifest, AnyNetwork(), TestTimeAugmentation(scales=(2.0,)), 0.0)
+    assert 0 < len(cut) < 100
+    scaled = scaled_input(image, manifest.spec.input, 2.0)
+    assert scaled.is_whole(cut.xyxy, 4).all()
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_scale_one_is_the_plain_input(name: str) -> None:
     image = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
