@@ -72,10 +72,13 @@ def measure_ranges(
     """
     kinds = element_types(model)
     names = [n for node in model.graph.node for n in node.output if kinds.get(n) == TensorProto.FLOAT]
+    if not names:  # exported in fp16: every tensor is fp16 already
+        return {}
+    dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
     ranges = dict.fromkeys(names, TensorRange())
     simulation = Simulation(_with_counters(model, names), threads=available_cores())
     for row, batch in enumerate(batches(images, spec)):
-        counted = simulation.run(batch.tensor)
+        counted = simulation.run(batch.tensor.astype(dtype, copy=False))
         for name in names:
             largest, total, overflowing, small, nonzero, values = counted[_counter(name)].tolist()
             if not np.isfinite((largest, total)).all():

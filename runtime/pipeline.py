@@ -241,6 +241,7 @@ class Pipeline:
         """Run each batch once on every stream, so that all its shapes are recorded, and keep compiled kernels."""
         with self._warming:
             lanes: list[Lane] = []
+            failed: BaseException | None = None
             try:
                 while len(lanes) < len(self._lanes):
                     lane = self._take(wait=True)
@@ -250,9 +251,12 @@ class Pipeline:
                     for lane in lanes:
                         lane.start(batch)
                         lane.finish()
+            except BaseException as error:
+                failed = error
+                raise
             finally:
                 for lane in lanes:
-                    self._give_back(lane)
+                    self._give_back(lane, failed)
             self._executor.save_kernels()
 
     def close(self) -> None:
