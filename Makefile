@@ -18,14 +18,10 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-# Stubs of full TensorRT, to hold the tests' fake to; apart, because they would look like TensorRT itself.
+# Type stubs of full TensorRT, which itself installs from NVIDIA's index only: what the build and the tests' fake are held to.
+# Apart from the environment's packages, where they would pass for an installed tensorrt.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
 	@touch $@ $(VENV)/.base
-
-# Type stubs of full TensorRT, which itself installs from NVIDIA's index only. Beside the environment, not in it: there
-# they would pass for an installed tensorrt.
-.stubs: | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ tensorrt-stubs==10.13.0.35.1
 
 # mypy needs the import names as folders; the rooms lie at the top of the repository.
 ROOMS := kernels runtime evaluation builder cli engines calib_data
@@ -61,13 +57,13 @@ lint: $(VENV)/.dev types ## ruff and mypy (strict)
 	$(BIN)/mypy -p centernet_trt
 
 .PHONY: test
-test: lint .stubs ## lint, then every test but the slow ones (what CI runs)
+test: lint ## lint, then every test but the slow ones (what CI runs)
 	$(BIN)/python -m pytest -rs -n $(JOBS) -m 'not slow and not gpu' tests
 
 .PHONY: test-all
-test-all: lint .stubs ## every test
+test-all: lint ## every test
 	$(BIN)/python -m pytest -rs -n $(JOBS) tests
 
 .PHONY: clean
 clean: ## remove what the targets made (not the cache of downloaded models)
-	rm -rf $(VENV) .types .stubs build dist demo *.egg-info
+	rm -rf $(VENV) .types build dist demo *.egg-info

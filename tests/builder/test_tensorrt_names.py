@@ -1,18 +1,19 @@
 """The TensorRT names that a build uses exist in full TensorRT 10, and none of them is gone in 11.
 
-The stubs of TensorRT 10.13 come with `make test` (`.stubs/`, a package of type stubs alone: full TensorRT itself installs
+The stubs of TensorRT 10.13 come with `make test` (`stubs/` of the environment, a package of type stubs alone: full TensorRT itself installs
 from NVIDIA's index only). Of what 11 removed, the list holds what a builder or a runtime of this kind would use.
 """
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PLAN = ROOT / "builder" / "plan.py"
-STUBS = ROOT / ".stubs" / "tensorrt_bindings" / "tensorrt.pyi"
+STUBS = Path(sys.prefix) / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
 # The names of variables in plan.py, and what TensorRT calls their classes.
 CLASSES = {
     "builder": "Builder",
@@ -50,7 +51,7 @@ def attributes(path: Path) -> list[tuple[str, str]]:
 def known() -> dict[str, set[str]]:
     """Names defined in each class of the stubs, and those of the module under an empty name."""
     if not STUBS.is_file():
-        pytest.skip("the type stubs of TensorRT are not there; `make .stubs` brings them")
+        pytest.skip("the type stubs of TensorRT are not there; `make test` brings them")
     found: dict[str, set[str]] = {"": set()}
     inside = ""
     # Line by line: the stubs hold a signature that Python itself does not parse.
