@@ -17,11 +17,13 @@ from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.builder.calibration.images import CalibrationImage, CalibrationImages, images_of
 from centernet_trt.builder.calibration.record import read_record
 from centernet_trt.builder.calibration.trt_cache import format_cache, read_cache
+from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.prepare import Silence
 from centernet_trt.builder.quantise.budget import Budget, BudgetError, Probe, predicted_loss
 from centernet_trt.builder.quantise.damage import Damage, Judge, weighted_loss
 from centernet_trt.builder.quantise.int8 import Int8Options, make_int8
 from centernet_trt.builder.quantise.layers import Rules, layers_in_int8, share_in_int8, survey
+from centernet_trt.builder.quantise.measured import measure
 from centernet_trt.builder.quantise.report import layer_rows, report
 from centernet_trt.builder.quantise.search import probe_units, search
 from centernet_trt.cli.app import app
@@ -372,3 +374,15 @@ def test_a_budget_that_cannot_be_met_leaves_with_exit_code_3(source: Path, tmp_p
     assert done.exit_code == 3, done.output
     assert "no layer can be int8 inside a drop of 0" in " ".join(done.output.split())
     assert not (tmp_path / "x").exists()
+
+
+def test_a_typed_graph_outside_the_budget_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Int8Options(calibration=pictures(6), budget=Budget(0.05, 0.5))
+    result = make_int8(network(), SPEC, (64, 64), options, Silence())
+    typed = to_fp16(result.model, scales="fp16").model
+    assert measure(result, typed, SPEC).notes == ()
+    monkeypatch.setattr(
+        result.judge, "faithful_detections", lambda *_: [d[:0] for d in result.judge.reference]
+    )
+    (note,) = measure(result, typed, SPEC).notes
+    assert "agreement of 0.0000: outside the budget" in note
