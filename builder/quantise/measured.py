@@ -85,6 +85,7 @@ def _labelled(
         part = Path(scratch) / annotations.name
         part.write_text(json.dumps({**data, "images": images, "annotations": kept}), encoding="utf-8")
         truth = CocoGroundTruth(part, folder)
+    truth.path = annotations  # for messages: the part is gone
     check_categories(spec, truth)
     rows = [
         [row for name, one in zip(names, each, strict=True) for row in one.to_coco(ids[name])]
