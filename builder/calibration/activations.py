@@ -10,7 +10,7 @@ from onnx import ModelProto, helper
 
 from centernet_trt.builder import graph as g
 from centernet_trt.builder.calibration.images import CalibrationImage
-from centernet_trt.builder.inference import PROTOBUF_LIMIT, element_types, serialised_size
+from centernet_trt.builder.inference import PROTOBUF_LIMIT, element_types, loadable, serialised_size
 from centernet_trt.errors import BackendError, ModelError
 from centernet_trt.runtime.geometry import Placement, place
 from centernet_trt.runtime.images import BgrImage
@@ -123,6 +123,7 @@ def _open(model: ModelProto, threads: int) -> Any:
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        with loadable(model) as source:
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BackendError(f"ONNX Runtime refuses the graph: {error}") from error

@@ -16,6 +16,7 @@ from centernet_trt.builder.calibration.histogram import Histogram
 from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.calibration.quality import coarse, signal_to_noise
 from centernet_trt.builder.calibration.thresholds import METHODS, Method, all_thresholds
+from centernet_trt.builder.weights import inlined_tensor
 from centernet_trt.errors import CalibrationError
 from centernet_trt.runtime.presets import describe_validation
 from centernet_trt.runtime.spec import InputSpec
@@ -150,7 +151,7 @@ def graph_hash(model: ModelProto) -> str:
     for node in model.graph.node:
         digest.update(node.SerializeToString(deterministic=True))
     for tensor in model.graph.initializer:
-        digest.update(tensor.SerializeToString(deterministic=True))
+        digest.update(inlined_tensor(tensor).SerializeToString(deterministic=True))
     for value in model.graph.output:
         digest.update(value.name.encode())
     return digest.hexdigest()

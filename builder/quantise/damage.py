@@ -8,6 +8,7 @@ from onnx import ModelProto, helper
 
 from centernet_trt.builder.calibration.activations import Simulation, batches
 from centernet_trt.builder.calibration.images import CalibrationImage
+from centernet_trt.builder.weights import inlined
 from centernet_trt.evaluation.agreement import Agreement, agreement, match
 from centernet_trt.evaluation.expected_ap import DrawnAnnotations
 from centernet_trt.runtime.decode import decode
@@ -87,7 +88,7 @@ class Judge:
         self, model: ModelProto, progress: Callable[[int, int], None] | None = None
     ) -> list[Detections]:
         """As `detections`, for a typed graph: every fp16 tensor is rounded (see `runtime.faithful`), which is slow."""
-        session = open_session(model.SerializeToString(), "faithful", self._threads)
+        session = open_session(inlined(model).SerializeToString(), "faithful", self._threads)
         given = model.graph.input[0]
         dtype = helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
         names = [value.name for value in model.graph.output]

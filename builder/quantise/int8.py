@@ -1,7 +1,7 @@
 """An fp32 graph and calibration images -> the mixed int8 graph: calibrate, measure each layer, search the budget."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +13,12 @@ from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.calibration.record import CalibrationRecord, Identity, make_record, read_record
 from centernet_trt.builder.calibration.thresholds import Method
 from centernet_trt.builder.calibration.trt_cache import read_cache
-from centernet_trt.builder.quantise.budget import Budget, SearchResult, Thresholds
-from centernet_trt.builder.quantise.damage import Judge
+from centernet_trt.builder.quantise.budget import Budget, BudgetError, SearchResult, Thresholds
+from centernet_trt.builder.quantise.damage import Damage, Judge
 from centernet_trt.builder.quantise.equalise import equalisable, equalise, replay
 from centernet_trt.builder.quantise.layers import Rules, Survey, survey
 from centernet_trt.builder.quantise.placement import LEVELS, raise_opset
-from centernet_trt.builder.quantise.search import everything, probe_units, search
+from centernet_trt.builder.quantise.search import Search, everything, probe_units
 from centernet_trt.errors import CalibrationError
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
 
@@ -79,6 +79,8 @@ class Int8Result:
         options: as asked for.
         probe_images: names of the images that single layers were judged on.
         notes: what the user should know.
+        again: the search, to go on with; None where there was none.
+        budget: what the search was held to: that of the options, or a stricter one.
     """
 
     model: ModelProto
@@ -89,6 +91,33 @@ class Int8Result:
     options: Int8Options
     probe_images: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    again: Search | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    def inside_budget(self, typed: Damage) -> bool:
+        """Whether the typed graph, with this measured damage, is what was asked for; so is all without a search."""
+        return self.again is None or self.options.budget.allows(typed)
+
+    def narrower(self, typed: Damage) -> "Int8Result":
+        """The next best graph, where the typed one is outside the budget by its measured damage.
+
+        Raises:
+            BudgetError: there is none.
+        """
+        if self.again is None:
+            raise ValueError("nothing was searched")
+        budget = self.budget.tightened(self.search.damage, typed, self.options.budget)
+        try:
+            found = self.again.best(budget)
+        except BudgetError as error:
+            raise BudgetError(
+                f"with fp16 around int8 no graph is inside a drop of {self.options.budget.max_drop:g} and an agreement "
+                f"of {self.options.budget.min_agreement:g} (confidence 90 %): the last has a drop of {typed.drop:.4f} "
+                f"and an agreement of {typed.agreement.f1_low:.4f}, in fp32 {self.search.damage.drop:.4f} and "
+                f"{self.search.damage.agreement.f1_low:.4f}; a narrower one was not found: {error.message}",
+                "allow a larger --max-drop or a smaller --min-agreement, or build with --precision fp16",
+            ) from None
+        return replace(self, model=found.model, search=found, budget=budget)
 
 
 def make_int8(
@@ -132,6 +161,7 @@ def make_int8(
         progress=lambda done, total: reporter.step("fp32 reference", done, total),
     )
     probing = images.subset(_spread(len(images), options.probe_images))
+    searching: Search | None = None
     if options.everything:
         alone = {name: {options.method: by[options.method]} for name, by in thresholds.items()}
         found = everything(model, layers, alone, judge, options.rules, means, reporter.step)
@@ -141,12 +171,13 @@ def make_int8(
         probes = probe_units(
             model, layers.units, thresholds, small, methods, options.rules, means, reporter.step
         )
-        found = search(
-            model, layers, thresholds, probes, judge, options.budget, options.rules, means, reporter.step
-        )
+        searching = Search(model, layers, thresholds, probes, judge, options.rules, means, reporter.step)
+        found = searching.best(options.budget)
     notes = (*images.notes, *(f"tensor {name!r} was zero on every calibration image" for name in dead))
     names = tuple(image.name for image in probing)
-    return Int8Result(found.model, record, found, layers, judge, options, names, notes)
+    return Int8Result(
+        found.model, record, found, layers, judge, options, names, notes, searching, options.budget
+    )
 
 
 def calibrate(
@@ -230,7 +261,7 @@ def _thresholds(
 def _methods(thresholds: Thresholds, first: Method) -> list[Method]:
     """The methods to try: the one asked for, then the other sound ones, where thresholds by them are known."""
     known = next(iter(thresholds.values()), {})
-    others: Sequence[Method] = ("entropy", "percentile", "max")
+    others: Sequence[Method] = ("entropy", "mse", "percentile", "max")
     return [first, *(method for method in others if method != first and method in known)]
 
 

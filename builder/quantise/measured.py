@@ -58,7 +58,7 @@ def measure(
             notes = (f"no AP on the calibration images: {error.message}",)
     damage = judge.compare(found)
     if not result.options.everything and not result.options.budget.allows(damage):
-        found_now = f"an expected drop of {damage.drop:.4f} and an agreement of {damage.agreement.f1:.4f}"
+        found_now = f"an expected drop of {damage.drop:.4f} and an agreement of {damage.agreement.f1_low:.4f} (confidence 90 %)"
         notes += (
             f"with fp16 around int8 the graph has {found_now}: outside the budget, which the search holds in fp32",
         )

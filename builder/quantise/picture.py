@@ -12,6 +12,7 @@ __all__ = ["histogram_picture"]
 _WIDTH, _HEIGHT, _LEFT, _TOP = 560, 120, 16, 34
 _COLOURS: dict[Method, str] = {
     "entropy": "#1f77b4",
+    "mse": "#9467bd",
     "percentile": "#2ca02c",
     "max": "#7f7f7f",
     "entropy-as-published": "#d62728",

@@ -1,7 +1,7 @@
 """Finds the mixed int8/fp16 graph with the most multiply-adds in int8 whose expected drop stays inside a budget.
 
 Three steps. Each unit (the layers that read one tensor) alone in int8, on a part of the images: what it costs, by the
-method asked for and, where that costs much, by the others. Then the units in the order of squared loss per
+method asked for, by another, and where both cost much by the rest. Then the units in the order of squared loss per
 multiply-add, and the longest run of them from the front that is inside the budget, by bisection, on all images. Then
 the units behind it one by one, as long as some fit. Everything is measured on whole detections against the fp32
 graph, with no labels.
@@ -29,12 +29,12 @@ from centernet_trt.builder.quantise.damage import Damage, Judge
 from centernet_trt.builder.quantise.layers import Rules, Survey, Unit
 from centernet_trt.builder.quantise.placement import place, residual_skips
 
-__all__ = ["everything", "probe_units", "search"]
+__all__ = ["Search", "everything", "probe_units"]
 
 Progress = Callable[[str, int, int], None]
 
-# A unit that costs less than this by the method asked for is not tried with another.
-_CHEAP = 0.03
+# A unit is tried with the first two methods; one that costs less than this by the better of them, with no third.
+_CHEAP = 0.015
 # Units behind the run that bisection found, tried one by one; a miss costs a run over all images.
 _MISSES = 6
 
@@ -49,7 +49,7 @@ def probe_units(
     means: Means,
     progress: Progress | None = None,
 ) -> list[Probe]:
-    """Each unit alone in int8, by the first method, and by the others where that costs much; cheapest first.
+    """Each unit alone in int8, by the first two methods, and by the others where both cost much; cheapest first.
 
     Cheapest by squared loss per multiply-add: the order in which units are worth being int8.
     """
@@ -64,7 +64,7 @@ def probe_units(
             if any(thresholds[unit.tensor][other] == value for other in found):
                 continue  # the same graph again
             found[method] = judge.damage(place(model, {unit.tensor: value}, names, rules, means=means))
-            if found[method].loss < _CHEAP:
+            if len(found) > 1 and min(damage.loss for damage in found.values()) < _CHEAP:
                 break
         best = min(found, key=lambda method: found[method].loss)
         tried = {method: damage.loss for method, damage in found.items()}
@@ -72,55 +72,6 @@ def probe_units(
     return sorted(
         probes, key=lambda probe: (probe.damage.loss**2 / probe.unit.multiply_adds, probe.unit.tensor)
     )
-
-
-def search(
-    model: ModelProto,
-    layers: Survey,
-    thresholds: Thresholds,
-    probes: Sequence[Probe],
-    judge: Judge,
-    budget: Budget,
-    rules: Rules,
-    means: Means,
-    progress: Progress | None = None,
-) -> SearchResult:
-    """The graph with the most multiply-adds in int8 inside the budget.
-
-    Args:
-        model: fp32, the graph that the probes were made with.
-        layers: what the graph consists of.
-        thresholds: by tensor and method.
-        probes: from `probe_units`, cheapest first.
-        judge: measures whole graphs.
-        budget: see `Budget`.
-        rules: see `Rules`.
-        means: of the channels of tensors, for the correction of biases.
-        progress: called with (what, done, in all).
-
-    Raises:
-        BudgetError: not even the cheapest unit is inside the budget, or the share in int8 is below its least.
-    """
-    run = _Run(model, layers, thresholds, probes, judge, budget, rules, means, progress)
-    chosen = run.longest_prefix()
-    chosen = run.fill(chosen)
-    if not chosen:
-        raise run.refusal()
-    skips: list[tuple[str, str]] = []
-    if rules.residual_skip:
-        skips = run.with_skips(chosen)
-    graph = run.graph(chosen, skips)
-    damage = run.known[tuple(chosen), bool(skips)]
-    share = run.share(chosen)
-    if share < budget.min_share:
-        raise BudgetError(
-            f"inside a drop of {budget.max_drop:g} and an agreement of {budget.min_agreement:g}, {share:.1%} of the "
-            f"multiply-adds can be int8; at least {budget.min_share:.1%} were asked for",
-            "allow a larger --max-drop, give more calibration images, or build with --precision fp16",
-        )
-    units = tuple(probes[index].unit for index in sorted(chosen))
-    methods = {probe.unit.tensor: probe.method for probe in probes}
-    return SearchResult(graph, units, methods, run.values, skips, damage, share, list(probes), run.trials)
 
 
 def everything(
@@ -144,8 +95,11 @@ def everything(
     return SearchResult(graph, layers.units, methods, values, skips, damage, share, [])
 
 
-class _Run:
-    """One search: graphs by the places of their units among the probes, each run once."""
+class Search:
+    """The graph with the most multiply-adds in int8 inside a budget; each graph on the way is run once.
+
+    `best` may be asked again with another budget: what was run already is known.
+    """
 
     def __init__(
         self,
@@ -154,19 +108,61 @@ class _Run:
         thresholds: Thresholds,
         probes: Sequence[Probe],
         judge: Judge,
-        budget: Budget,
         rules: Rules,
         means: Means,
-        progress: Progress | None,
+        progress: Progress | None = None,
     ) -> None:
+        """Search nothing yet.
+
+        Args:
+            model: fp32, the graph that the probes were made with.
+            layers: what the graph consists of.
+            thresholds: by tensor and method.
+            probes: from `probe_units`, cheapest first.
+            judge: measures whole graphs.
+            rules: see `Rules`.
+            means: of the channels of tensors, for the correction of biases.
+            progress: called with (what, done, in all).
+        """
         self.model, self.layers, self.probes = model, layers, probes
-        self.judge, self.budget, self.rules, self.progress = judge, budget, rules, progress
+        self.judge, self.rules, self.progress = judge, rules, progress
         self.means = means
         self.values = {p.unit.tensor: thresholds[p.unit.tensor][p.method] for p in probes}
         # Skips may read tensors that no layer does; they take the method of most tensors.
         self.all_values = {tensor: next(iter(by.values())) for tensor, by in thresholds.items()} | self.values
         self.known: dict[tuple[tuple[int, ...], bool], Damage] = {}
         self.trials: list[Trial] = []
+        self.budget = Budget()
+
+    def best(self, budget: Budget) -> SearchResult:
+        """The best graph inside this budget.
+
+        Raises:
+            BudgetError: not even the cheapest unit is inside the budget, or the share in int8 is below its least.
+        """
+        self.budget = budget
+        chosen = self.fill(self.longest_prefix())
+        if not chosen:
+            raise self.refusal()
+        skips = self.with_skips(chosen) if self.rules.residual_skip else []
+        share = self.share(chosen)
+        if share < budget.min_share:
+            raise BudgetError(
+                f"inside a drop of {budget.max_drop:g} and an agreement of {budget.min_agreement:g}, {share:.1%} of "
+                f"the multiply-adds can be int8; at least {budget.min_share:.1%} were asked for",
+                "allow a larger --max-drop, give more calibration images, or build with --precision fp16",
+            )
+        return SearchResult(
+            self.graph(chosen, skips),
+            tuple(self.probes[index].unit for index in chosen),
+            {probe.unit.tensor: probe.method for probe in self.probes},
+            self.values,
+            skips,
+            self.known[tuple(chosen), bool(skips)],
+            share,
+            list(self.probes),
+            list(self.trials),
+        )
 
     def graph(self, chosen: Sequence[int], skips: Sequence[tuple[str, str]] = ()) -> ModelProto:
         return place(self.model, self.all_values, self.names(chosen), self.rules, skips, self.means)
@@ -236,11 +232,9 @@ class _Run:
         best = min(self.trials, key=lambda trial: trial.damage.drop)
         over = best.damage.drop - self.budget.max_drop
         found = f"drop {best.damage.drop:.4f}, {over:+.4f} against the budget"
-        if best.damage.agreement.f1 < self.budget.min_agreement:
-            short = self.budget.min_agreement - best.damage.agreement.f1
-            found += (
-                f"; agreement {best.damage.agreement.f1:.4f}, {short:.4f} below {self.budget.min_agreement:g}"
-            )
+        if (sure := best.damage.agreement.f1_low) < self.budget.min_agreement:
+            short = self.budget.min_agreement - sure
+            found += f"; agreement {sure:.4f} with a confidence of 90 %, {short:.4f} below {self.budget.min_agreement:g}"
         return BudgetError(
             f"no layer can be int8 inside a drop of {self.budget.max_drop:g}: the best graph tried has {best.units} "
             f"units in int8, {found}",

@@ -12,9 +12,11 @@ from centernet_trt.builder.calibration.histogram import BINS, Histogram
 from centernet_trt.builder.calibration.quality import signal_to_noise
 from centernet_trt.builder.calibration.thresholds import (
     LEVELS,
+    METHODS,
     all_thresholds,
     divergences,
     entropy_threshold,
+    mse_threshold,
     percentile_threshold,
 )
 
@@ -136,12 +138,39 @@ def test_entropy_is_not_the_maximum_by_another_name() -> None:
         assert all_thresholds(tailed)["max"] == impostor(tailed)
 
 
+def squared_error(values: NDArray[np.floating], threshold: float) -> float:
+    """Of int8 as ONNX defines it, value by value."""
+    scale = threshold / 127
+    return float(np.mean((np.clip(np.rint(values / scale), -127, 127) * scale - values) ** 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mse_threshold_loses_least_on_the_values_themselves(kind: str) -> None:
+    values = np.abs(sample(kind)).astype(np.float64)
+    histogram = histogram_of(values)
+    candidates = np.arange(LEVELS, BINS + 1) * histogram.width
+    best = min(squared_error(values, t) for t in candidates[::3])
+    found = mse_threshold(histogram)
+    assert found in candidates
+    # The histogram knows a value to half a bin only.
+    assert squared_error(values, found) <= 1.02 * best + histogram.width**2 / 3
+
+
+def test_the_mse_threshold_equals_a_brute_force_over_bins() -> None:
+    for kind in ("heavy", "one-sided", "spiky"):
+        histogram = histogram_of(sample(kind))
+        centres = np.repeat((np.arange(BINS) + 0.5) * histogram.width, histogram.counts)
+        candidates = np.arange(LEVELS, BINS + 1, dtype=np.float64) * histogram.width
+        kept = round(mse_threshold(histogram) / histogram.width)
+        near = [k for k in range(kept - 40, kept + 41) if LEVELS <= k <= BINS]
+        errors = [squared_error(centres, candidates[k - LEVELS]) for k in near]
+        assert errors[near.index(kept)] == pytest.approx(min(errors), rel=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["constant", "two values"])
 def test_a_tensor_of_one_magnitude_keeps_it(kind: str) -> None:
     values = sample(kind)
-    assert all_thresholds(histogram_of(values)) == pytest.approx(
-        dict.fromkeys(["entropy", "percentile", "max", "entropy-as-published"], float(values.max()))
-    )
+    assert all_thresholds(histogram_of(values)) == pytest.approx(dict.fromkeys(METHODS, float(values.max())))
 
 
 def test_a_tensor_of_zeros_has_no_threshold() -> None:

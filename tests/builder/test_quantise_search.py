@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.builder.calibration.images import CalibrationImage, CalibrationImages, images_of
 from centernet_trt.builder.calibration.record import read_record
+from centernet_trt.builder.calibration.thresholds import METHODS
 from centernet_trt.builder.calibration.trt_cache import format_cache, read_cache
 from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.prepare import Silence
@@ -25,7 +26,7 @@ from centernet_trt.builder.quantise.int8 import Int8Options, make_int8
 from centernet_trt.builder.quantise.layers import Rules, layers_in_int8, share_in_int8, survey
 from centernet_trt.builder.quantise.measured import measure
 from centernet_trt.builder.quantise.report import layer_rows, report
-from centernet_trt.builder.quantise.search import probe_units, search
+from centernet_trt.builder.quantise.search import Search, probe_units
 from centernet_trt.cli.app import app
 from centernet_trt.errors import CalibrationError
 from centernet_trt.evaluation.agreement import agreement
@@ -65,7 +66,7 @@ class KnownJudge(Judge):
         names = layers_in_int8(model)
         tensors = [u.tensor for u in self.units if any(layer.name in names for layer in u.layers)]
         drop = sum(COSTS[tensor] for tensor in tensors)
-        return Damage(drop**0.5, drop, replace(NOBODY, f1=self.f1))
+        return Damage(drop**0.5, drop, replace(NOBODY, f1=1.0, f1_low=self.f1))
 
 
 def known(budget: Budget, f1: float = 1.0) -> tuple[object, KnownJudge]:
@@ -73,7 +74,7 @@ def known(budget: Budget, f1: float = 1.0) -> tuple[object, KnownJudge]:
     layers = survey(model, 64, 64)
     thresholds = {unit.tensor: {"max": 1.0} for unit in layers.units}
     probes = probe_units(model, layers.units, thresholds, judge, ["max"], Rules(), {})
-    return search(model, layers, thresholds, probes, judge, budget, Rules(), {}), judge
+    return Search(model, layers, thresholds, probes, judge, Rules(), {}).best(budget), judge
 
 
 def best_share(max_drop: float) -> float:
@@ -101,7 +102,7 @@ def test_the_search_finds_most_of_what_is_possible(max_drop: float) -> None:
 def test_a_budget_that_cannot_be_met_says_by_how_much() -> None:
     with pytest.raises(BudgetError, match=r"best graph tried has 1 units in int8, drop 0\.0001, \+0\.0001"):
         known(Budget(0.00005))
-    with pytest.raises(BudgetError, match=r"agreement 0\.9000, 0\.0500 below 0\.95"):
+    with pytest.raises(BudgetError, match=r"agreement 0\.9000 with a confidence of 90 %, 0\.0500 below"):
         known(Budget(0.005), f1=0.9)
     with pytest.raises(BudgetError, match=r"at least 99\.0% were asked for"):
         known(Budget(0.003, min_share=0.99))
@@ -122,6 +123,104 @@ def test_another_method_is_tried_where_the_first_costs_much() -> None:
     assert probe.method == "max"
     assert set(probe.tried) == {"entropy", "max"}  # the second gives the same graph as the first
     assert probe.tried["max"] < probe.tried["entropy"]
+
+
+def test_two_methods_are_tried_where_the_first_is_cheap() -> None:
+    model, judge = network(), KnownJudge()
+    unit = next(u for u in survey(model, 64, 64).units if u.tensor == "r0")  # a loss of 0.01
+    thresholds = {"r0": {"entropy": 1.0, "mse": 2.0, "max": 4.0}}
+    (probe,) = probe_units(model, [unit], thresholds, judge, ["entropy", "mse", "max"], Rules(), {})
+    assert set(probe.tried) == {"entropy", "mse"}
+
+
+class TypedJudge(KnownJudge):
+    """Typing costs `extra` beyond what the search sees."""
+
+    def __init__(self, extra: float) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def typed(self, model: ModelProto) -> Damage:
+        simulated = self.damage(model)
+        return replace(simulated, drop=simulated.drop + self.extra)
+
+
+@pytest.mark.parametrize("extra", [0.0, 0.0002, 0.0008, 0.002])
+def test_a_narrower_graph_is_found_until_the_typed_one_is_inside(extra: float) -> None:
+    model, judge, budget = network(), TypedJudge(extra), Budget(0.003)
+    layers = survey(model, 64, 64)
+    thresholds = {unit.tensor: {"max": 1.0} for unit in layers.units}
+    probes = probe_units(model, layers.units, thresholds, judge, ["max"], Rules(), {})
+    search = Search(model, layers, thresholds, probes, judge, Rules(), {})
+    now, found = budget, search.best(budget)
+    first = found.share
+    for _ in range(20):
+        typed = judge.typed(found.model)
+        if budget.allows(typed):
+            break
+        before = found.chosen
+        now = now.tightened(found.damage, typed, budget)
+        assert not now.allows(found.damage)
+        found = search.best(now)
+        assert found.chosen != before
+    assert budget.allows(judge.typed(found.model))
+    assert found.share >= 0.8 * best_share(budget.max_drop - extra)
+    assert (found.share == first) == (extra == 0.0)
+
+
+def test_where_typing_costs_too_much_the_build_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = Judge.faithful_detections
+    monkeypatch.setattr(
+        Judge, "faithful_detections", lambda *args: [image[:0] for image in compare(*args[:2], None)]
+    )
+    with pytest.raises(BudgetError, match="with fp16 around int8 no graph is inside"):
+        int8(source, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_graph_that_fp16_moves_out_of_the_budget_is_made_narrower(
+    source: Path, bundle: EngineBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(0.05, 0.9)
+    plain = int8(source, tmp_path / "plain", budget=budget)
+    most = plain.manifest.calibration
+    compare = Judge.faithful_detections
+    calls: list[int] = []
+
+    def worse(judge: Judge, typed: ModelProto, progress: object = None) -> list[Detections]:
+        calls.append(len(layers_in_int8(typed)))
+        found = compare(judge, typed, None)
+        return found if len(calls) > 1 else [image[: len(image) * 4 // 5] for image in found]
+
+    monkeypatch.setattr(Judge, "faithful_detections", worse)
+    made = int8(source, tmp_path / "narrower", budget=budget).manifest.calibration
+    assert most is not None
+    assert made is not None
+    assert len(calls) >= 2
+    assert calls[1] < calls[0]
+    assert made.int8_share < most.int8_share
+
+
+def test_a_budget_wants_a_surplus_where_few_images_speak() -> None:
+    rng = np.random.default_rng(3)
+    images = [scene_of(rng) for _ in range(40)]
+    found = [image[rng.random(len(image)) < 0.92] for image in images]
+    few, many = (agreement(images[:n], found[:n], threshold=0.3) for n in (5, 40))
+    # The bound lies below the figure itself, and nearer to it with more images.
+    assert few.f1_low < few.f1
+    assert 0 < many.f1 - many.f1_low < few.f1 - few.f1_low
+    between = (many.f1 + many.f1_low) / 2
+    assert not Budget(1.0, between).allows(Damage(0.0, 0.0, many))
+    assert Budget(1.0, many.f1_low).allows(Damage(0.0, 0.0, many))
+
+
+def scene_of(rng: np.random.Generator) -> Detections:
+    corner = rng.uniform(0, 400, (int(rng.integers(3, 12)), 2))
+    boxes = np.concatenate([corner, corner + 50], axis=1).astype(np.float32)
+    scores = np.full(len(boxes), 0.8, np.float32)
+    return Detections(boxes, scores, np.arange(len(boxes), dtype=np.int32))
 
 
 def test_loss_is_zero_for_the_same_and_two_for_nothing() -> None:
@@ -191,7 +290,7 @@ def test_every_layer_has_a_row_with_its_reason() -> None:
     for name in result.search.layers:
         assert rows[name]["precision"] == "int8"
         assert rows[name]["loss"] is not None
-        assert set(rows[name]["thresholds"]) == {"entropy", "percentile", "max", "entropy-as-published"}
+        assert set(rows[name]["thresholds"]) == set(METHODS)
     assert all(row["reason"] for row in rows.values())
 
 
@@ -385,4 +484,4 @@ def test_a_typed_graph_outside_the_budget_says_so(monkeypatch: pytest.MonkeyPatc
         result.judge, "faithful_detections", lambda *_: [d[:0] for d in result.judge.reference]
     )
     (note,) = measure(result, typed, SPEC).notes
-    assert "agreement of 0.0000: outside the budget" in note
+    assert "agreement of 0.0000 (confidence 90 %): outside the budget" in note

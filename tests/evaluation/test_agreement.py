@@ -50,6 +50,25 @@ def test_a_set_agrees_with_itself() -> None:
     assert same.matched == same.reference == same.candidate > 0
 
 
+def test_the_lower_bound_of_f1_holds_for_nine_draws_in_ten() -> None:
+    """Images drawn from a population whose F1 is known: how often does the bound lie below it?"""
+    rng = np.random.default_rng(0)
+    below, draws = 0, 200
+    truth = 0.9
+    for _ in range(draws):
+        images, judged = [], []
+        for row in range(40):
+            image = scene(row, 8)
+            image = found(image.xyxy + 1000 * np.arange(8)[:, None], np.full(8, 0.9), image.label)
+            # Eight boxes each: every one is found with 0.9 and, where it is not, another in its place.
+            hit = rng.random(8) < truth
+            boxes = np.where(hit[:, None], image.xyxy, image.xyxy + 500)
+            images.append(image)
+            judged.append(found(boxes, image.score, image.label))
+        below += agreement(images, judged, threshold=0.3).f1_low <= truth
+    assert 0.83 <= below / draws <= 0.96
+
+
 def test_each_detection_is_matched_once_and_within_its_class() -> None:
     a = found([[0, 0, 10, 10], [0, 0, 10, 9]], [0.9, 0.8], [0, 0])
     b = found([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 8]], [0.9, 0.9, 0.5], [1, 0, 0])
