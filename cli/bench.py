@@ -2,12 +2,24 @@
 
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
+from centernet_trt.cli.bench_gpu import (
+    BackendChoice,
+    BindingChoice,
+    CacheChoice,
+    GpuChoices,
+    InputChoice,
+    check_written,
+    gpu_options,
+    runs_on_gpu,
+)
 from centernet_trt.cli.console import err, out, progress_bar, write_json
 from centernet_trt.cli.detect import ModeChoice
 from centernet_trt.cli.files import write_text
@@ -16,6 +28,10 @@ from centernet_trt.runtime.bundle import EngineBundle, sha256_of
 
 if TYPE_CHECKING:
     from centernet_trt.evaluation.bench import BenchOptions
+    from centernet_trt.evaluation.bench_report import BenchReport
+    from centernet_trt.evaluation.gpu_bench_options import GpuBenchOptions
+
+Run = Callable[..., "BenchReport"]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -47,8 +63,15 @@ def bench_command(
         str, typer.Option(metavar="N,...", help="Batch sizes of the throughput mode.")
     ] = "1,4",
     threads: Annotated[
-        str, typer.Option(metavar="N,...", help="Threads that ask at once, each for one image.")
+        str,
+        typer.Option(
+            metavar="N,...",
+            help="Threads that ask at once: each for one image, and on a GPU, with a stream each, for every batch size.",
+        ),
     ] = "1,2",
+    in_flight: Annotated[
+        str, typer.Option(metavar="N,...", help="Single images always under way in Detector.submit.")
+    ] = "8",
     latency_only: Annotated[
         bool, typer.Option("--latency-only", help="Leave the throughput mode out.")
     ] = False,
@@ -74,6 +97,22 @@ def bench_command(
         float | None,
         typer.Option(metavar="GFLOP/S", help="For the floor, with --bandwidth.", show_default=False),
     ] = None,
+    backend: Annotated[
+        BackendChoice, typer.Option(help="auto: TensorRT where the bundles' plans run, else ONNX Runtime.")
+    ] = BackendChoice.auto,
+    device: Annotated[str, typer.Option(metavar="N|UUID", help="The GPU.")] = "0",
+    l2: Annotated[
+        CacheChoice, typer.Option(help="GPU: the L2 cache before each call, as it is or flushed.")
+    ] = CacheChoice.warm,
+    source_memory: Annotated[
+        InputChoice, typer.Option("--input", help="GPU: the memory that the images come from.")
+    ] = InputChoice.pageable,
+    graph: Annotated[
+        bool, typer.Option("--graph/--no-graph", help="GPU: record each shape's work as a CUDA graph.")
+    ] = True,
+    binding: Annotated[
+        BindingChoice, typer.Option(help="GPU: the package for the driver.")
+    ] = BindingChoice.auto,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write every sample and the environment there."),
@@ -118,9 +157,25 @@ def bench_command(
         threads=network_threads,
         read=read,
         loads=() if latency_only else tuple(dict.fromkeys(loads)),
+        in_flight=() if latency_only else tuple(_numbers(in_flight)),
         rates=rates,
     )
-    _measure(bundles, _images(images, max_images), options, source, json_file, png, html)
+    paths, loaded = _images(images, max_images), [EngineBundle.load(folder) for folder in bundles]
+    choices = GpuChoices(backend, device, l2, source_memory, graph, _numbers(threads), binding)
+    if runs_on_gpu(loaded, choices):
+        if source or read or rates or network_threads:
+            raise typer.BadParameter(
+                "--source, --read, --bandwidth, --rate and --network-threads are of ONNX Runtime's benchmark: add "
+                "--backend onnxruntime"
+            )
+        sizes = () if latency_only else _numbers(batches)
+        gpu = gpu_options(choices, options.rules, sizes, options.in_flight, paths)
+        check_written(json_file, choices)
+        _measure(_gpu_run(loaded, paths, gpu), json_file, png, html)
+        return
+    if (l2, source_memory, graph) != (CacheChoice.warm, InputChoice.pageable, True):
+        raise typer.BadParameter("--l2, --input and --no-graph need bundles whose plans run on a GPU here")
+    _measure(_host_run(loaded, paths, options, source), json_file, png, html)
 
 
 def _images(folder: Path | None, most: int) -> list[Path]:
@@ -132,30 +187,30 @@ def _images(folder: Path | None, most: int) -> list[Path]:
     return pick_images(folder, most)
 
 
-def _measure(
-    folders: list[Path],
-    images: list[Path],
-    options: "BenchOptions",
-    source: Path | None,
-    json_file: Path | None,
-    png: Path | None,
-    html: Path | None,
-) -> None:
+def _host_run(
+    bundles: list[EngineBundle], images: list[Path], options: "BenchOptions", source: Path | None
+) -> Run:
     from centernet_trt.cli.graphs import count_work
-    from centernet_trt.cli.tables import show_tables
     from centernet_trt.evaluation.bench import run_bench
+
+    sources = {} if source is None else _sources(source, bundles)
+    return partial(run_bench, bundles, images, options, counter=count_work, sources=sources)
+
+
+def _gpu_run(bundles: list[EngineBundle], images: list[Path], options: "GpuBenchOptions") -> Run:
+    from centernet_trt.cli.graphs import count_work
+    from centernet_trt.evaluation.gpu_bench import run_gpu_bench
+
+    return partial(run_gpu_bench, bundles, images, options, counter=count_work)
+
+
+def _measure(run: Run, json_file: Path | None, png: Path | None, html: Path | None) -> None:
+    from centernet_trt.cli.tables import show_tables
     from centernet_trt.evaluation.bench_tables import tables_of
 
-    bundles = [EngineBundle.load(folder) for folder in folders]
-    sources = {} if source is None else _sources(source, bundles)
     with progress_bar() as progress:
         task = progress.add_task("starting", total=None)
-        report = run_bench(
-            bundles,
-            images,
-            options,
-            counter=count_work,
-            sources=sources,
+        report = run(
             command=shlex.join(["centernet-trt", *sys.argv[1:]]),
             progress=lambda what, done, total: progress.update(
                 task, description=what, completed=done, total=total

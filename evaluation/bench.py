@@ -35,12 +35,13 @@ from centernet_trt.evaluation.host_pipeline import (
     load_pictures,
 )
 from centernet_trt.evaluation.latency import Progress, distinct_names, one_image
-from centernet_trt.evaluation.throughput import drive
+from centernet_trt.evaluation.throughput import Request, drive
 from centernet_trt.evaluation.timing import Sample, Subject, TimingRules, measure
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detector import Detector
 from centernet_trt.runtime.geometry import place
 from centernet_trt.runtime.onnxruntime_executor import Mode
+from centernet_trt.runtime.request_stats import RequestStatistics
 
 Counter = Callable[[EngineBundle, int, int], tuple[int, int]]
 """(multiply-adds, parameters) of a bundle's network for one input of height x width pixels."""
@@ -57,6 +58,7 @@ class BenchOptions:
         threads: of ONNX Runtime; None for its own choice.
         read: reading the image file is a stage too.
         loads: (threads, batch) pairs of the throughput mode; empty leaves it out.
+        in_flight: of the throughput mode too: so many single images always under way in `Detector.submit`.
         rates: the machine's, for the floor; None measures them.
         cold_rounds: new interpreters that are started for the time to first detection.
         torch: run the PyTorch baselines where PyTorch is installed.
@@ -67,6 +69,7 @@ class BenchOptions:
     threads: int | None = None
     read: bool = False
     loads: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (1, 4))
+    in_flight: tuple[int, ...] = (8,)
     rates: MachineRates | None = None
     cold_rounds: int = 3
     torch: bool = True
@@ -259,23 +262,46 @@ def _floor(costs: Sequence[StageCost], rates: MachineRates) -> FloorRecord:
 def _throughput(
     bench: _Bench, pictures: Sequence[Picture], options: BenchOptions, tell: Progress
 ) -> list[ThroughputRecord]:
-    largest = bench.bundle.manifest.profile.batch.max
+    largest = max(profile.batch.max for profile in bench.bundle.manifest.profiles)
+    # A batch above the largest would be split by the detector: not a batch of this size.
+    calls = [(threads, batch) for threads, batch in options.loads if batch <= largest]
+    total = len(calls) + len(options.in_flight)
     rows = []
     with _host_detector(bench, options) as detector:
-        for done, (threads, batch) in enumerate(options.loads):
-            if batch > largest:
-                continue  # the detector would split it: not a batch of this size
-            tell(f"{bench.name}: {threads} threads, batch {batch}", done, len(options.loads))
+        for done, (threads, batch) in enumerate(calls):
+            tell(f"{bench.name}: {threads} threads, batch {batch}", done, total)
             batches = batches_of(pictures, bench.bundle, batch)
             requests = drive(detector.detect_batch, batches, threads, options.rules, time.perf_counter)
-            began = min(request.start for request in requests)
+            rows.append(ThroughputRecord(threads=threads, batch=batch, requests=_since_first(requests)))
+        singles = batches_of(pictures, bench.bundle, 1)
+        for done, waiting in enumerate(options.in_flight, len(calls)):
+            tell(f"{bench.name}: {waiting} submitted at once", done, total)
+            before = detector.stats
+            requests = drive(
+                lambda one: detector.submit(one[0]).result(),
+                singles,
+                waiting,
+                options.rules,
+                time.perf_counter,
+            )
             rows.append(
                 ThroughputRecord(
-                    threads=threads,
-                    batch=batch,
-                    requests=tuple(
-                        (round(r.start - began, 9), round(r.end - began, 9), r.images) for r in requests
-                    ),
+                    threads=waiting,
+                    batch=1,
+                    way="submit",
+                    mean_batch=_mean_batch(before, detector.stats),
+                    requests=_since_first(requests),
                 )
             )
     return rows
+
+
+def _since_first(requests: Sequence[Request]) -> tuple[tuple[float, float, int], ...]:
+    began = min(request.start for request in requests)
+    return tuple((round(r.start - began, 9), round(r.end - began, 9), r.images) for r in requests)
+
+
+def _mean_batch(before: RequestStatistics, after: RequestStatistics) -> float:
+    """Images in a batch, between two readings of a detector's statistics."""
+    made = {size: count - before.batch_sizes.get(size, 0) for size, count in after.batch_sizes.items()}
+    return sum(size * count for size, count in made.items()) / max(1, sum(made.values()))

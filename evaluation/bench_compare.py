@@ -121,11 +121,12 @@ def _common(a: Entry, b: Entry) -> list[tuple[str, Windows, Windows, Statistic]]
         for name, series in a.alone.items()
         if name in b.alone
     ]
-    loads = {(row.threads, row.batch): row for row in b.throughput}
+    loads = {(row.way, row.threads, row.batch): row for row in b.throughput}
     for row in a.throughput:
-        other = loads.get((row.threads, row.batch))
+        other = loads.get((row.way, row.threads, row.batch))
         if other is not None:
-            what = f"an image, {row.threads} threads, batch {row.batch}"
+            load = f"{row.threads} threads, batch {row.batch}"
+            what = f"an image, {row.threads} submitted" if row.way == "submit" else f"an image, {load}"
             rows.append((what, row.image_seconds(), other.image_seconds(), "mean"))
     return rows
 

@@ -36,6 +36,8 @@ def whole_figure(report: BenchReport) -> Any:
         draw(axes)
     for axes in figure.axes[len(drawn) :]:
         axes.remove()
+    if report.entries[0].staged is not None:  # times of a GPU, or of what plays one: which, must be seen
+        figure.suptitle(report.entries[0].executor, fontsize=9)
     return figure
 
 
@@ -63,10 +65,11 @@ def _distribution(axes: Axes, report: BenchReport) -> None:
 
 def _stages(axes: Axes, report: BenchReport) -> None:
     names = [entry.name for entry in report.entries]
-    stages = [stage for stage in report.entries[0].pipeline.stages if stage != WHOLE]
+    series = {entry.name: entry.staged or entry.pipeline for entry in report.entries}
+    stages = [stage for stage in series[names[0]].stages if stage != WHOLE]
     left = np.zeros(len(names))
     for row, stage in enumerate(stages):
-        width = np.array([entry.pipeline.summary(stage).p50 * 1e3 for entry in report.entries])
+        width = np.array([found.summary(stage).p50 * 1e3 for found in series.values()])
         axes.barh(names, width, left=left, color=COLOURS[row % len(COLOURS)], label=stage, height=0.6)
         left += width
     axes.invert_yaxis()
@@ -93,8 +96,9 @@ def _precisions(axes: Axes, report: BenchReport) -> None:
 def _batches(axes: Axes, report: BenchReport) -> None:
     styles = ("-", "--", ":", "-.")
     for row, entry in enumerate(report.entries):
-        for style, threads in enumerate(sorted({load.threads for load in entry.throughput})):
-            loads = sorted((load.batch, load.rate) for load in entry.throughput if load.threads == threads)
+        calls = [load for load in entry.throughput if load.way == "call"]
+        for style, threads in enumerate(sorted({load.threads for load in calls})):
+            loads = sorted((load.batch, load.rate) for load in calls if load.threads == threads)
             axes.plot(
                 [batch for batch, _ in loads],
                 [rate for _, rate in loads],
@@ -103,6 +107,16 @@ def _batches(axes: Axes, report: BenchReport) -> None:
                 marker="o" if threads == 1 else "s",
                 label=f"{entry.name}, {threads} thread{'s' * (threads > 1)}",
             )
+        for load in entry.throughput:
+            if load.way == "submit":
+                axes.plot(
+                    load.mean_batch or 1,
+                    load.rate,
+                    "*",
+                    markersize=11,
+                    color=COLOURS[row % len(COLOURS)],
+                    label=f"{entry.name}, submit, {load.threads} under way",
+                )
     batches = sorted({load.batch for entry in report.entries for load in entry.throughput})
     axes.set_xticks(batches)
     axes.set_xlabel("images in a batch")

@@ -94,10 +94,16 @@ class FloorRecord(ReportModel):
 
 
 class ThroughputRecord(ReportModel):
-    """Requests from `threads` threads in batches of `batch`: (asked, answered, images) each, seconds from the first."""
+    """Requests from `threads` threads in batches of `batch`: (asked, answered, images) each, seconds from the first.
+
+    `way`: `call` for batches given to `Detector.detect_batch`; `submit` for single images given to `Detector.submit`,
+    which groups them, `threads` of them always under way. `mean_batch` is then the mean size of the groups.
+    """
 
     threads: int
     batch: int
+    way: Literal["call", "submit"] = "call"
+    mean_batch: float | None = None
     requests: tuple[tuple[float, float, int], ...] = Field(min_length=4)
 
     def _requests(self) -> list[Request]:
@@ -131,6 +137,7 @@ class Entry(ReportModel):
 
     `pipeline`: one image in flight, by stage. `alone`: other things of one stage, by name: the network without the
     rest (trtexec's figure), and baselines. `cold`: see `cold_start`. `inputs`: network inputs, as WIDTHxHEIGHT.
+    `staged`: on a GPU, the stages by CUDA events, a second series without the CUDA graph. `targets`: see `gpu_targets`.
     """
 
     name: str
@@ -147,6 +154,8 @@ class Entry(ReportModel):
     throughput: tuple[ThroughputRecord, ...] = ()
     cold: tuple[dict[str, float], ...] = ()
     floors: dict[str, FloorRecord] = {}
+    staged: Series | None = None
+    targets: tuple[dict[str, str], ...] = ()
 
 
 class Rules(ReportModel):

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from centernet_trt.evaluation.bench_compare import Comparison, compare_entries
-from centernet_trt.evaluation.bench_report import BenchReport, Entry, Series
+from centernet_trt.evaluation.bench_report import BenchReport, Entry, Series, ThroughputRecord
 from centernet_trt.evaluation.clock import WHOLE
+from centernet_trt.evaluation.gpu_targets import targets_table
 from centernet_trt.evaluation.tables import Cell, Table
 from centernet_trt.evaluation.timing_statistics import summarise
 
+EVENTS = "events"
+"""Marks the stages that a GPU's events timed, in a series of their own."""
 PERCENTILES = ("p50", "p90", "p95", "p99", "maximum")
 
 
@@ -24,6 +27,8 @@ def tables_of(report: BenchReport) -> list[Table]:
         tables.append(latency_table(entry))
         if entry.throughput:
             tables.append(throughput_table(entry))
+        if entry.targets:
+            tables.append(targets_table(entry.targets))
     return tables
 
 
@@ -47,7 +52,7 @@ def overview(report: BenchReport) -> Table:
                 Cell(entry.precision),
                 Cell(entry.inputs[0] if len(entry.inputs) == 1 else f"{len(entry.inputs)} sizes"),
                 *(
-                    _milliseconds(f"{entry.name}/overview/{s}", entry.pipeline, s)
+                    _milliseconds(f"{entry.name}/overview/{s}", entry.pipeline, s, _digits(entry))
                     for s in entry.pipeline.stages
                 ),
                 *cold,
@@ -70,17 +75,21 @@ def overview(report: BenchReport) -> Table:
 def latency_table(entry: Entry) -> Table:
     """One image in flight: percentiles of every stage in milliseconds, and the median beside the floor."""
     rows = []
-    for stage in entry.pipeline.stages:
-        floor = entry.floors.get(stage)
-        if floor is None and stage == WHOLE:
-            seconds: float | None = sum(f.seconds for f in entry.floors.values()) if entry.floors else None
-            bound = ""
-        else:
-            seconds, bound = (None, "") if floor is None else (floor.seconds, f" ({floor.bound})")
-        rows.append(_latency_row(entry.name, "pipeline", stage, entry.pipeline, seconds, bound))
+    digits = _digits(entry)
+    measured = {"pipeline": entry.pipeline} | ({EVENTS: entry.staged} if entry.staged else {})
+    for name, stages in measured.items():
+        for stage in stages.stages:
+            floor = entry.floors.get(stage)
+            if floor is None and stage == WHOLE:
+                seconds: float | None = sum(f.seconds for f in entry.floors.values()) if entry.floors else None
+                bound = ""
+            else:
+                seconds, bound = (None, "") if floor is None else (floor.seconds, f" ({floor.bound})")
+            rows.append(_latency_row(entry.name, name, stage, stages, seconds, bound, digits))
     for name, series in entry.alone.items():
-        rows.append(_latency_row(entry.name, name, WHOLE, series, None, ""))
-    title = f"{entry.name}: one image in flight, milliseconds ({entry.executor})"
+        rows.append(_latency_row(entry.name, name, WHOLE, series, None, "", digits))
+    how = f"{entry.executor}; {entry.mode}" if entry.staged else entry.executor
+    title = f"{entry.name}: one image in flight, milliseconds ({how})"
     columns = ("stage", "calls", "p50", "p90", "p95", "p99", "max", "floor", "p50 / floor")
     return Table(title, columns, tuple(rows))
 
@@ -89,11 +98,12 @@ def throughput_table(entry: Entry) -> Table:
     """Many requests at once."""
     rows = []
     for row in entry.throughput:
-        key = f"{entry.name}/throughput-{row.threads}-{row.batch}"
+        kind = "throughput" if row.way == "call" else "submit"
+        key = f"{entry.name}/{kind}-{row.threads}-{row.batch}"
         wait = row.wait
         rows.append(
             (
-                Cell(load_name(row.threads, row.batch)),
+                Cell(load_name(row)),
                 Cell(str(len(row.requests)), f"{key}/requests", len(row.requests)),
                 Cell(f"{row.rate:.1f}", f"{key}/rate", row.rate),
                 Cell(f"{wait.p50 * 1e3:.2f}", f"{key}/p50", wait.p50),
@@ -105,9 +115,11 @@ def throughput_table(entry: Entry) -> Table:
     return Table(f"{entry.name}: many requests at once", columns, tuple(rows))
 
 
-def load_name(threads: int, batch: int) -> str:
+def load_name(row: ThroughputRecord) -> str:
     """What a load is called."""
-    return f"{threads} thread{'s' * (threads > 1)}, batch {batch}"
+    if row.way == "submit":
+        return f"submit, {row.threads} under way: {row.mean_batch or 1:.1f} a batch"
+    return f"{row.threads} thread{'s' * (row.threads > 1)}, batch {row.batch}"
 
 
 def comparison_table(found: Comparison) -> Table:
@@ -134,30 +146,35 @@ def _intervals(found: Comparison) -> str:
 
 
 def _latency_row(
-    entry: str, name: str, stage: str, series: Series, floor: float | None, bound: str
+    entry: str, name: str, stage: str, series: Series, floor: float | None, bound: str, digits: int
 ) -> tuple[Cell, ...]:
     summary = series.summary(stage)
     key = f"{entry}/{name}/{stage}"
-    label = stage if name == "pipeline" else name
+    label = {"pipeline": stage, EVENTS: f"{stage} ({EVENTS})"}.get(name, name)
     floors: Sequence[Cell] = (Cell(""), Cell(""))
     if floor is not None:
         ratio = summary.p50 / floor
         floors = (
-            Cell(f"{floor * 1e3:.3f}{bound}", f"{key}/floor", floor),
+            Cell(f"{floor * 1e3:.{digits + 1}f}{bound}", f"{key}/floor", floor),
             Cell(f"{ratio:.1f}", f"{key}/floor-ratio", ratio),
         )
     values = {p: getattr(summary, p) for p in PERCENTILES}
     return (
         Cell(label),
         Cell(str(summary.count), f"{key}/count", summary.count),
-        *(Cell(f"{value * 1e3:.2f}", f"{key}/{p}", value) for p, value in values.items()),
+        *(Cell(f"{value * 1e3:.{digits}f}", f"{key}/{p}", value) for p, value in values.items()),
         *floors,
     )
 
 
-def _milliseconds(key: str, series: Series, stage: str) -> Cell:
+def _milliseconds(key: str, series: Series, stage: str, digits: int) -> Cell:
     value = series.summary(stage).p50
-    return Cell(f"{value * 1e3:.2f}", f"{key}/p50", value)
+    return Cell(f"{value * 1e3:.{digits}f}", f"{key}/p50", value)
+
+
+def _digits(entry: Entry) -> int:
+    """Of milliseconds: a GPU's stages take microseconds."""
+    return 2 if entry.staged is None else 4
 
 
 def _seconds(key: str, value: float) -> Cell:

@@ -4,7 +4,9 @@
 
 Every figure comes from a JSON file that a command wrote: `bench-*.json` and `compare-*.json` by `centernet-trt bench`,
 `verify-*.json` by `verify`, `eval-*.json` by `eval`, `planted-*.json` by `python -m
-centernet_trt.evaluation.planted_slowdown`, `host.json` by `python -m centernet_trt.evaluation.host_benchmark`.
+centernet_trt.evaluation.planted_slowdown`, `host.json` by `python -m centernet_trt.evaluation.host_benchmark`,
+`calibration.json` by `python -m centernet_trt.builder.calibration.benchmark`, `gpu-*.json` by `make gpu-test` and
+`make gpu-bench`.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from centernet_trt.evaluation import host_benchmark
 from centernet_trt.evaluation.bench_compare import compare_entries
 from centernet_trt.evaluation.bench_report import BenchReport, read_report
 from centernet_trt.evaluation.bench_tables import comparison_table, tables_of
+from centernet_trt.evaluation.gpu_page import gpu_section
 from centernet_trt.evaluation.model_table import markdown_page, model_table
 from centernet_trt.evaluation.tables import text_table
 from centernet_trt.evaluation.verify_tables import boxes_sentence, checks_table, heads_table
@@ -47,9 +50,11 @@ def page(results: Path) -> str:
         "Accuracy": _accuracy(_files(results, "eval-")),
         "Is it still the same model?": _verified(_files(results, "verify-")),
         "Time": _times(_reports(results, "bench-")),
+        "On a GPU": gpu_section(results),
         "What the benchmark can tell apart": _planted(_reports(results, "planted-")),
         "Two runs compared": _compared(_files(results, "compare-")),
         "The host decode beside the official one": _host(results / "host.json"),
+        "Calibration": _calibration(results / "calibration.json"),
     }
     text = [_HEAD]
     for title, lines in parts.items():
@@ -189,6 +194,35 @@ def _host(path: Path) -> Iterable[str]:
     torch = machine["packages"].get("torch")
     yield f"{machine['cpu']}, {machine['cores']} cores, PyTorch {torch}; K = {data['decode'][0]['k']}.\n"
     yield host_benchmark.table(data) + "\n"
+
+
+def _calibration(path: Path) -> Iterable[str]:
+    if not path.is_file():
+        return
+    data = _read(path)
+    machine, search, memory = data["environment"], data["entropy_search"], data["memory"]
+    yield (
+        f"{machine['cpu']}, {machine['cores']} cores; `{data['command']}`. Entropy thresholds of {search['tensors']} "
+        "tensors (2048 bins, 128 levels), processor time; the NumPy loop finds the same ones:\n"
+    )
+    rows = [
+        ("centernet-trt", f"{search['ours_seconds']:.2f}", ""),
+        ("NumPy, candidate by candidate", f"{search['numpy_loop_seconds']:.2f}", search["numpy_loop_ratio"]),
+        (
+            "ONNX Runtime's `get_entropy_threshold`",
+            f"{search['onnxruntime_seconds']:.2f}",
+            search["onnxruntime_ratio"],
+        ),
+    ]
+    yield (
+        text_table("", ("search", "seconds", "ratio"), [tuple(map(str, row)) for row in rows]).markdown()
+        + "\n"
+    )
+    few, many = memory["images"]
+    yield (
+        f"Peak memory of calibrating {many} images: {memory['peak_gib'][1]:.2f} GiB, of {few} images "
+        f"{memory['peak_gib'][0]:.2f} GiB, {memory['ratio']:.2f} times (each in a process of its own).\n"
+    )
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def measure_planted(
         return kind(loaded, mode, threads, read=read)
 
     # One thread: two of ONNX Runtime wait for each other wherever another program takes a core.
-    options = BenchOptions(rules, threads=1, loads=(), cold_rounds=0, torch=False)
+    options = BenchOptions(rules, threads=1, loads=(), in_flight=(), cold_rounds=0, torch=False)
     return run_bench(three, images, options, command=command, pipeline_of=pipeline_of)
 
 

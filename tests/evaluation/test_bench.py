@@ -23,7 +23,11 @@ from centernet_trt.runtime import Detections
 
 SHORT = TimingRules(warmup=0.0, duration=0.05, iterations=6, windows=3, allow_short=True)
 OPTIONS = BenchOptions(
-    SHORT, loads=((1, 1), (2, 1), (1, 4), (1, 9)), rates=MachineRates(1e10, 1e11, "given"), cold_rounds=1
+    SHORT,
+    loads=((1, 1), (2, 1), (1, 4), (1, 9)),
+    in_flight=(6,),
+    rates=MachineRates(1e10, 1e11, "given"),
+    cold_rounds=1,
 )
 
 
@@ -56,7 +60,10 @@ def test_a_report_of_two_bundles(tmp_path: Path, images: list[Path]) -> None:
     assert set(one.alone) - set(two.alone) == {"source graph, plain ONNX Runtime"}
     assert "network alone" in two.alone
     # Batches of 9 are beyond both bundles: they would be split, and are left out.
-    assert [(row.threads, row.batch) for row in one.throughput] == [(1, 1), (2, 1), (1, 4)]
+    calls = [("call", 1, 1), ("call", 2, 1), ("call", 1, 4), ("submit", 6, 1)]
+    assert [(row.way, row.threads, row.batch) for row in one.throughput] == calls
+    # Six single images always wait: the detector groups those of one size.
+    assert 1 < (one.throughput[-1].mean_batch or 0) <= 4
     assert all(
         len(window["whole"]) % 3 == 0 for window in one.pipeline.windows
     )  # whole rounds of three images
@@ -75,7 +82,9 @@ def test_a_report_of_two_bundles(tmp_path: Path, images: list[Path]) -> None:
 
 def test_reading_is_a_stage_when_asked(tmp_path: Path, images: list[Path]) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
-    options = BenchOptions(SHORT, read=True, loads=(), rates=OPTIONS.rates, cold_rounds=0, torch=False)
+    options = BenchOptions(
+        SHORT, read=True, loads=(), in_flight=(), rates=OPTIONS.rates, cold_rounds=0, torch=False
+    )
     report = run_bench([bundle], images, options)
     assert report.entries[0].pipeline.stages[0] == "read"
     assert report.entries[0].throughput == ()

@@ -58,6 +58,13 @@ def test_every_kind_of_result_is_shown(tmp_path: Path, monkeypatch: pytest.Monke
     other = RESULT | {"bundle": "m-int8", "time": timed, "ap_drop": drop, "parameters": 2_015_000}
     (results / "eval-two.json").write_text(json.dumps([RESULT, other]))
     (results / "eval-one.json").write_text(json.dumps(RESULT))
+    search = {"tensors": 81, "ours_seconds": 0.33, "numpy_loop_seconds": 8.6, "numpy_loop_ratio": 26.2}
+    search |= {"onnxruntime_seconds": 61.3, "onnxruntime_ratio": 186.8}
+    memory = {"images": [8, 128], "peak_gib": [0.609, 0.75], "ratio": 1.232}
+    calibrated = {"command": "python -m x", "entropy_search": search, "memory": memory}
+    (results / "calibration.json").write_text(
+        json.dumps(calibrated | {"environment": {"cpu": "cpu", "cores": 2}})
+    )
     text = page(results)
     for words in (
         "| m-int8 | fp16 | 0.3051 | 0.4800 | -0.0020 (-0.0050 to +0.0010) | 1.295 | 2.015 | 512x512 | 12.3 |",
@@ -68,6 +75,8 @@ def test_every_kind_of_result_is_shown(tmp_path: Path, monkeypatch: pytest.Monke
         "```sh\ncenternet-trt bench b\n```",
         "| slower |",
         "one: many requests at once",
+        "| NumPy, candidate by candidate | 8.60 | 26.2 |",
+        "images: 0.75 GiB, of 8 images 0.61 GiB, 1.23 times",
     ):
         assert words in text
     assert "difference (95 %)" not in readme_table(results, "one")
