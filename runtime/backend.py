@@ -1,8 +1,7 @@
 """Backend: all that lies between a placed image and its detections, on whichever machine part does it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,7 @@ Picture = BgrImage | DeviceImage
 Heads = dict[str, npt.NDArray[np.floating]]
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """An image laid into the network input, and what is asked of it; None stands for the spec's."""
 
     image: Picture
@@ -50,6 +48,9 @@ class Backend(Protocol):
 
     def check_image(self, image: Picture) -> None:
         """Raise InputError for an image that this backend does not take."""
+
+    def pinned_image(self, height: int, width: int) -> BgrImage:
+        """An image of any content, (height, width, 3) uint8, in the memory that this backend reads fastest."""
 
     def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
         """Detections of the images of every batch, each of `max_batch` images at most."""

@@ -34,7 +34,7 @@ def open_backend(
     """
     if backend not in ("auto", "tensorrt", "onnxruntime"):
         raise BackendError(f"there is no backend {backend!r}", "backends are: auto, onnxruntime, tensorrt")
-    options = options.within(bundle.manifest.profile.batch)
+    options = options.within(bundle.manifest.profiles)
     if backend == "auto" and mode == "faithful":
         backend = "onnxruntime"  # nothing else has that mode
     if backend != "onnxruntime":

@@ -5,29 +5,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, overload
 
-import numpy as np
-import numpy.typing as npt
-
-from centernet_trt.errors import BackendError, CenterNetError, InputError
-from centernet_trt.runtime.backend import Backend, Heads, Picture, Request
+from centernet_trt.errors import BackendError, CenterNetError
+from centernet_trt.runtime.backend import Backend, Request
 from centernet_trt.runtime.backend_choice import BackendName, open_backend
-from centernet_trt.runtime.batch_results import BatchError, Placed, network_batches
+from centernet_trt.runtime.batch_results import BatchError, Placed, one_by_one, run_in_batches
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.device_arrays import device_image, is_device_array
 from centernet_trt.runtime.driver_binding import BindingName
 from centernet_trt.runtime.forks import check_owner, guard_forks
-from centernet_trt.runtime.geometry import Placement, place
 from centernet_trt.runtime.gpu_memory import MemoryUse
 from centernet_trt.runtime.gpu_options import GpuOptions
 from centernet_trt.runtime.host_backend import HostBackend
-from centernet_trt.runtime.images import ImageSource, as_bgr
+from centernet_trt.runtime.images import BgrImage, ImageSource
+from centernet_trt.runtime.intake import Intake, host_image
 from centernet_trt.runtime.onnxruntime_executor import Mode
 from centernet_trt.runtime.request_stats import RequestStatistics
 from centernet_trt.runtime.request_types import Batching, RequestFuture
-from centernet_trt.runtime.spec import MAX_TOP_K
-from centernet_trt.runtime.submission import Submissions, Wish
-from centernet_trt.runtime.tta import Augmentation, TestTimeAugmentation, augmentation_of, detect_augmented
+from centernet_trt.runtime.submission import Submissions
+from centernet_trt.runtime.tta import Augmentation, detect_augmented
+from centernet_trt.runtime.wish import Wish, wish_of
 
 
 class Detector:
@@ -44,9 +40,11 @@ class Detector:
         self._backend: Backend | None = backend
         self.note = backend.note
         self._process = os.getpid()
+        self._spec = bundle.manifest.spec
+        self._intake = Intake(bundle.manifest)
         guard_forks(backend)
         self._submissions = Submissions(
-            bundle.manifest.spec, self._prepare, self._run, backend.max_batch, batching, workers
+            self._prepare, self._run, self._augmented, backend.max_batch, batching, workers
         )
 
     @classmethod
@@ -144,12 +142,12 @@ class Detector:
             InputError: the image or an argument cannot be used.
             BackendError: the network failed.
         """
-        if tta is not None:
-            return self._detect_augmented(image, augmentation_of(tta), threshold, classes, top_k)
-        (result,) = self.detect_batch([image], threshold, classes, top_k, errors="return")
-        if isinstance(result, CenterNetError):
-            raise result
-        return result
+        wish = wish_of(self._spec, threshold, classes, top_k, tta)
+        check_owner(self._process, "the detector")
+        if wish.tta is not None:
+            return self._augmented(host_image(image), wish)
+        (found,) = self._run([Request(*self._prepare(image), threshold, top_k)])
+        return wish.chosen(found)
 
     @overload
     def detect_batch(
@@ -159,6 +157,7 @@ class Detector:
         classes: Sequence[int | str] | None = None,
         top_k: int | None = None,
         *,
+        tta: Augmentation | None = None,
         errors: Literal["raise"] = "raise",
     ) -> list[Detections]: ...
 
@@ -170,6 +169,7 @@ class Detector:
         classes: Sequence[int | str] | None = None,
         top_k: int | None = None,
         *,
+        tta: Augmentation | None = None,
         errors: Literal["return"],
     ) -> list[Detections | CenterNetError]: ...
 
@@ -180,6 +180,7 @@ class Detector:
         classes: Sequence[int | str] | None = None,
         top_k: int | None = None,
         *,
+        tta: Augmentation | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Detections] | list[Detections | CenterNetError]:
         """What is in each of many images, of any sizes; the other arguments are those of `detect`.
@@ -194,27 +195,18 @@ class Detector:
             InputError: an argument cannot be used.
             BackendError: the network failed.
         """
-        self._check_arguments(threshold, top_k)
+        wish = wish_of(self._spec, threshold, classes, top_k, tta)
         check_owner(self._process, "the detector")
-        backend = self._open_backend
-        results: dict[int, Detections | CenterNetError] = {}
-        ready: dict[int, Placed] = {}
-        for row, source in enumerate(images):
-            try:
-                ready[row] = self._prepare(source)
-            except CenterNetError as error:
-                results[row] = error
-        batches = network_batches(ready, backend.max_batch)
-        asked = [[Request(*placed, threshold, top_k) for placed in batch.values()] for batch in batches]
-        for batch, found in zip(batches, backend.run(asked), strict=True):
-            if classes is not None:
-                found = [detections.of_classes(classes) for detections in found]
-            results.update(zip(batch, found, strict=True))
-        ordered = [results[row] for row in range(len(images))]
-        good = [result for result in ordered if isinstance(result, Detections)]
-        if errors == "return" or len(good) == len(ordered):
-            return ordered
-        raise BatchError(ordered)
+        if wish.tta is not None:
+            found, failed = one_by_one(images, lambda image: self._augmented(host_image(image), wish))
+        else:
+            ready, failed = one_by_one(images, self._prepare)
+            found = run_in_batches(ready, wish, self._open_backend)
+        results: list[Detections | CenterNetError]
+        results = [found[row] if row in found else failed[row] for row in range(len(images))]
+        if failed and errors == "raise":
+            raise BatchError(results)
+        return results
 
     def submit(
         self,
@@ -223,6 +215,8 @@ class Detector:
         threshold: float | None = None,
         classes: Sequence[int | str] | None = None,
         top_k: int | None = None,
+        *,
+        tta: Augmentation | None = None,
     ) -> RequestFuture[Detections]:
         """Queue an image; images that are submitted at about the same time run as one batch.
 
@@ -233,17 +227,15 @@ class Detector:
         Args:
             image: as for `detect`.
             timeout: seconds to wait for room in the queue; 0 not at all, None as long as it takes.
-            threshold: lowest score wanted, 0..1; None for the spec's.
-            classes: only these, by index or name; chosen from the `top_k` best of all classes.
-            top_k: at most so many detections; None for the spec's.
+            threshold, classes, top_k: as for `detect`, and of this image alone.
+            tta: test-time augmentation, as for `detect`; the image is then a batch by itself.
 
         Raises:
             QueueFullError: no room within the timeout.
             InputError: an argument cannot be used.
             BackendError: the detector is closed, or was loaded before a fork.
         """
-        self._check_arguments(threshold, top_k)
-        wish = Wish(threshold, None if classes is None else tuple(classes), top_k)
+        wish = wish_of(self._spec, threshold, classes, top_k, tta)
         return self._submissions.submit(image, wish, timeout)
 
     def warmup(
@@ -252,7 +244,7 @@ class Detector:
         """Do now what the first image of a size would wait for: kernels, execution contexts, CUDA graphs.
 
         Args:
-            sizes: (width, height) in pixels of the images to come; None for the network's own size.
+            sizes: (width, height) in pixels of the images to come; None for the size that each profile is tuned for.
             batches: how many images at once; None for 1 and the largest batch.
 
         Raises:
@@ -260,20 +252,27 @@ class Detector:
             BackendError: the network failed.
         """
         check_owner(self._process, "the detector")
-        backend, profile = self._open_backend, self.bundle.manifest.profile
-        wanted = sizes or [(profile.width.opt - 1, profile.height.opt - 1)]
-        counts = sorted({1, backend.max_batch}) if batches is None else batches
-        if any(not 1 <= count <= backend.max_batch for count in counts):
-            raise InputError(f"batches are {list(counts)}, 1 to {backend.max_batch} images were expected")
-        backend.warm(
-            [Request(np.zeros((height, width, 3), np.uint8), self._place(width, height))] * count
-            for width, height in wanted
-            for count in counts
-        )
+        backend = self._open_backend
+        backend.warm(self._intake.blank_batches(sizes, batches, backend.max_batch))
+
+    def pinned_image(self, height: int, width: int) -> BgrImage:
+        """A new image (height, width, 3) uint8 of any content, which goes to the GPU without a copy on the host.
+
+        Fill it (blue first) and hand it to `detect`, `detect_batch` or `submit`, as often as you like; make it once, for
+        locking memory is slow. Whole rows of it (`image[:100]`) do as well; so do arrays that PyTorch or CuPy page-locked.
+        On the host backend it is an ordinary array, and so it is when the detector is closed.
+
+        Raises:
+            InputError: no such size.
+            CudaError: the driver locks no more memory.
+            BackendError: the detector is closed, or was loaded before a fork.
+        """
+        check_owner(self._process, "the detector")
+        return self._open_backend.pinned_image(height, width)
 
     @property
     def memory(self) -> MemoryUse:
-        """What is allocated on the GPU and in page-locked memory, and for what; it does not grow in use."""
+        """What is allocated on the GPU and in page-locked memory, and for what; only `pinned_image` adds to it."""
         return self._open_backend.memory
 
     @property
@@ -281,55 +280,14 @@ class Detector:
         """Queue depth, batch sizes, counts and latencies of what was submitted."""
         return self._submissions.statistics
 
-    def _detect_augmented(
-        self,
-        source: ImageSource,
-        tta: TestTimeAugmentation,
-        threshold: float | None,
-        classes: Sequence[int | str] | None,
-        top_k: int | None,
-    ) -> Detections:
-        self._check_arguments(threshold, top_k)
-        check_owner(self._process, "the detector")
-        if is_device_array(source):
-            raise InputError(
-                "an image in GPU memory was given with tta=, which prepares images on the host",
-                "copy it to the host first",
-            )
-        found = detect_augmented(
-            as_bgr(source),
-            self.bundle.manifest,
-            self._heads,
-            tta,
-            threshold,
-            top_k,
-            self._open_backend.max_batch,
-        )
-        return found if classes is None else found.of_classes(classes)
-
-    def _check_arguments(self, threshold: float | None, top_k: int | None) -> None:
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InputError(f"threshold is {threshold}, a score from 0 to 1 was expected")
-        if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
-            raise InputError(f"top_k is {top_k}, 1 to {MAX_TOP_K} was expected")
+    def _augmented(self, image: BgrImage, wish: Wish) -> Detections:
+        assert wish.tta is not None
+        backend, manifest = self._open_backend, self.bundle.manifest
+        asked = (wish.tta, wish.threshold, wish.top_k, backend.max_batch)
+        return wish.chosen(detect_augmented(image, manifest, backend.heads, *asked))
 
     def _prepare(self, source: ImageSource) -> Placed:
-        image: Picture = device_image(source) if is_device_array(source) else as_bgr(source)
-        self._open_backend.check_image(image)
-        return image, self._place(image.shape[1], image.shape[0])
-
-    def _place(self, width: int, height: int) -> Placement:
-        manifest = self.bundle.manifest
-        placement = place(manifest.spec.input, width, height)
-        profile = manifest.profile
-        if placement.height not in profile.height or placement.width not in profile.width:
-            raise InputError(
-                f"an image of {width}x{height} pixels needs a network input of "
-                f"{placement.width}x{placement.height}; the engine was built for widths {profile.width} and "
-                f"heights {profile.height}",
-                "scale the image down, or rebuild the bundle with wider --width and --height",
-            )
-        return placement
+        return self._intake.prepare(source, self._open_backend.check_image)
 
     @property
     def _open_backend(self) -> Backend:
@@ -340,7 +298,3 @@ class Detector:
     def _run(self, batch: list[Request]) -> list[Detections]:
         (found,) = self._open_backend.run([batch])
         return found
-
-    def _heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
-        """Head tensors (N, C, H, W) on the host, by name, of an input tensor (N, 3, height, width) on the host."""
-        return self._open_backend.heads(tensor)

@@ -142,7 +142,11 @@ def _from_capsule(capsule: Any, source: Any) -> DeviceArray:
 
 
 def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    return tuple(itemsize * prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    strides, step = [], itemsize
+    for side in reversed(shape):
+        strides.append(step)
+        step *= side
+    return tuple(reversed(strides))
 
 
 def _item_bytes(dtype: str) -> int:

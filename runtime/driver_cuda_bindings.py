@@ -37,6 +37,9 @@ class CudaBindings:
         self._capture_mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._attributes = driver.CUdevice_attribute
         self._not_ready = driver.CUresult.CUDA_ERROR_NOT_READY
+        self._invalid_value = driver.CUresult.CUDA_ERROR_INVALID_VALUE
+        self._memory_type = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+        self._host_memory = int(driver.CUmemorytype.CU_MEMORYTYPE_HOST)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Make a call -> its one value, a list of several, or None."""
@@ -98,7 +101,11 @@ class CudaBindings:
 
     def push(self, context: Handle) -> None:
         """Make a context current in this thread."""
-        self._call("cuCtxPushCurrent", context[1])
+        self.push_handle(context[1])
+
+    def push_handle(self, context: Any) -> None:
+        """The same with the context alone, or its address."""
+        self._call("cuCtxPushCurrent", context)
 
     def pop(self) -> None:
         """Make the one before it current again."""
@@ -119,6 +126,24 @@ class CudaBindings:
     def free_pinned(self, address: int) -> None:
         """Free it."""
         self._call("cuMemFreeHost", address)
+
+    def lock_host_memory(self, address: int, nbytes: int) -> None:
+        """Page-lock memory that the driver did not allocate, for every context."""
+        portable = 1
+        self._call("cuMemHostRegister", address, nbytes, portable)
+
+    def unlock_host_memory(self, address: int) -> None:
+        """Undo that."""
+        self._call("cuMemHostUnregister", address)
+
+    def is_locked_host_memory(self, address: int) -> bool:
+        """Whether the driver knows this byte as page-locked memory of the host, whoever locked it."""
+        status, kind = self._cu.cuPointerGetAttribute(self._memory_type, address)
+        if status == self._invalid_value:  # it knows nothing of it
+            return False
+        if status:
+            raise self._error("cuPointerGetAttribute", status)
+        return int(kind) == self._host_memory
 
     def free_memory(self) -> int:
         """Bytes of device memory that nobody uses."""

@@ -1,6 +1,7 @@
 """What a Device makes: buffers, pinned buffers, streams, events, modules and graphs, each with a `close()`."""
 
 import ctypes
+import mmap
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -97,6 +98,26 @@ class PinnedBuffer(Resource):
     def _free(self) -> None:
         self._array = None
         self.device.binding.free_pinned(self.address)
+
+
+class LockedMemory(Resource):
+    """Host memory that Python owns, page-locked until `close()`. Arrays in it stay good after that, as ordinary memory."""
+
+    def __init__(self, device: "Device", nbytes: int) -> None:
+        # Pages of its own, since two locked ranges must not share one; a shared mapping, which a fork does not copy on write.
+        self._pages = mmap.mmap(-1, max(nbytes, 1))
+        self.nbytes = nbytes
+        self.address = int(self.view().ctypes.data)
+        with device.current:
+            device.graphs.lock_host_memory(self.address, max(nbytes, 1))
+        super().__init__(device)
+
+    def view(self) -> npt.NDArray[np.uint8]:
+        """The memory as (nbytes,) uint8; it keeps the pages."""
+        return np.frombuffer(self._pages, np.uint8, self.nbytes)
+
+    def _free(self) -> None:
+        self.device.graphs.unlock_host_memory(self.address)
 
 
 def _view(address: int, nbytes: int) -> npt.NDArray[np.uint8]:

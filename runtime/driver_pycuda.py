@@ -2,10 +2,16 @@
 
 PyCUDA frees what it made when the last reference goes. Here that happens under a current context and nowhere else:
 the objects live in tables by their address, and leave them when they are freed.
+
+PyCUDA keeps a stack of contexts of its own, and wants to find the context there when it makes or frees something. Its push and
+pop take five times as long as the driver's, so a context is made current by the driver's, and PyCUDA's stack is seen to only
+where something is made or freed.
 """
 
 import ctypes
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,6 +45,9 @@ class PyCuda:
         self._other = CudaBindings()
         self._codes = self._other.codes_by_meaning()
         self._call("cuInit", driver.init)
+        self._thread = (
+            threading.local()
+        )  # `contexts`: those that are current in this thread, the innermost last
         self._memory: dict[int, Any] = {}
         self._pinned: dict[int, Any] = {}
 
@@ -63,45 +72,67 @@ class PyCuda:
     def retain(self, index: int) -> Handle:
         """The primary context of a device."""
         device = self._call("cuDeviceGet", self._cu.Device, index)
-        return self._call("cuDevicePrimaryCtxRetain", device.retain_primary_context)
+        return _Context(self._call("cuDevicePrimaryCtxRetain", device.retain_primary_context))
 
     def release(self, index: int, context: Handle) -> None:
         """Give the primary context back."""
         # PyCUDA gives it back only where it is current, and leaves it current then.
-        self.push(context)
+        self._call("cuCtxPushCurrent", context.held.push)
         try:
-            self._call("cuDevicePrimaryCtxRelease", context.detach)
+            self._call("cuDevicePrimaryCtxRelease", context.held.detach)
         finally:
             self._other.pop()
 
     def push(self, context: Handle) -> None:
         """Make a context current in this thread."""
-        self._call("cuCtxPushCurrent", context.push)
+        self._other.push_handle(context.handle)
+        contexts = getattr(self._thread, "contexts", None)
+        if contexts is None:
+            contexts = self._thread.contexts = []
+        contexts.append(context)
 
     def pop(self) -> None:
         """Make the one before it current again."""
-        self._call("cuCtxPopCurrent", self._cu.Context.pop)
+        self._thread.contexts.pop()
+        self._other.pop()
+
+    @contextmanager
+    def _known_to_pycuda(self) -> Iterator[None]:
+        """The current context on PyCUDA's own stack, for calls that look there."""
+        self._call("cuCtxPushCurrent", self._thread.contexts[-1].held.push)
+        try:
+            yield
+        finally:
+            self._call("cuCtxPopCurrent", self._cu.Context.pop)
+
+    def _make(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A call that makes or frees something."""
+        with self._known_to_pycuda():
+            try:
+                return self._call(name, function, *arguments)
+            finally:
+                del function, arguments  # as in `_call`
 
     def allocate(self, nbytes: int) -> int:
         """Address of new device memory."""
-        made = self._call("cuMemAlloc", self._cu.mem_alloc, nbytes)
+        made = self._make("cuMemAlloc", self._cu.mem_alloc, nbytes)
         self._memory[int(made)] = made
         return int(made)
 
     def free(self, address: int) -> None:
         """Free it."""
-        self._call("cuMemFree", self._memory.pop(address).free)
+        self._make("cuMemFree", self._memory.pop(address).free)
 
     def allocate_pinned(self, nbytes: int) -> int:
         """Address of new page-locked host memory."""
-        made = self._call("cuMemHostAlloc", self._cu.pagelocked_empty, nbytes, np.uint8)
+        made = self._make("cuMemHostAlloc", self._cu.pagelocked_empty, nbytes, np.uint8)
         address = int(made.ctypes.data)
         self._pinned[address] = made.base  # the array's base owns the memory
         return address
 
     def free_pinned(self, address: int) -> None:
         """Free it."""
-        self._call("cuMemFreeHost", self._pinned.pop(address).free)
+        self._make("cuMemFreeHost", self._pinned.pop(address).free)
 
     def free_memory(self) -> int:
         """Bytes of device memory that nobody uses."""
@@ -109,12 +140,13 @@ class PyCuda:
 
     def create_stream(self) -> tuple[Handle, int]:
         """A non-blocking stream and its number."""
-        made = _Box(self._call("cuStreamCreate", self._cu.Stream, _NON_BLOCKING))
+        made = _Box(self._make("cuStreamCreate", self._cu.Stream, _NON_BLOCKING))
         return made, int(made.held.handle)
 
     def destroy_stream(self, stream: Handle) -> None:
         """Destroy it."""
-        stream.held = None
+        with self._known_to_pycuda():
+            stream.held = None
 
     def synchronize(self, stream: Handle) -> None:
         """Wait for all work of a stream."""
@@ -138,11 +170,12 @@ class PyCuda:
         """An event; without `spin` those who wait for it sleep."""
         flags = self._cu.event_flags
         wanted = (0 if spin else flags.BLOCKING_SYNC) | (0 if timing else flags.DISABLE_TIMING)
-        return _Box(self._call("cuEventCreate", self._cu.Event, wanted))
+        return _Box(self._make("cuEventCreate", self._cu.Event, wanted))
 
     def destroy_event(self, event: Handle) -> None:
         """Destroy it."""
-        event.held = None
+        with self._known_to_pycuda():
+            event.held = None
 
     def record(self, event: Handle, stream: Handle) -> None:
         """Let the event mark this point of the stream."""
@@ -166,16 +199,17 @@ class PyCuda:
 
     def load_module(self, cubin: bytes) -> Handle:
         """Load device code."""
-        return _Module(self._call("cuModuleLoadData", self._cu.module_from_buffer, cubin))
+        return _Module(self._make("cuModuleLoadData", self._cu.module_from_buffer, cubin))
 
     def unload_module(self, module: Handle) -> None:
         """Unload it."""
-        module.functions.clear()  # each keeps the module loaded
-        module.held = None
+        with self._known_to_pycuda():
+            module.functions.clear()  # each keeps the module loaded
+            module.held = None
 
     def function(self, module: Handle, name: str) -> Handle:
         """An entry point of a module."""
-        module.functions[name] = self._call("cuModuleGetFunction", module.held.get_function, name)
+        module.functions[name] = self._make("cuModuleGetFunction", module.held.get_function, name)
         return module, name
 
     def launch(
@@ -199,6 +233,12 @@ class _Box:
 
     def __init__(self, held: Any) -> None:
         self.held = held
+
+
+class _Context(_Box):
+    def __init__(self, held: Any) -> None:
+        super().__init__(held)
+        self.handle = int(held.handle)
 
 
 class _Module(_Box):

@@ -8,6 +8,7 @@ from centernet_trt.kernels.outputs import DecodeLayout
 from centernet_trt.kernels.structs import Image
 from centernet_trt.runtime.kernel_params import extra_columns
 from centernet_trt.runtime.manifest import Manifest, TensorRecord
+from centernet_trt.runtime.profiles import largest_shapes
 from centernet_trt.runtime.spec import KeepRes
 
 ALIGNMENT = 256
@@ -68,20 +69,21 @@ def plan_stream(
     """What one stream needs.
 
     Args:
-        manifest: of the bundle: tensors, profile, spec.
+        manifest: of the bundle: tensors, profiles, spec.
         max_batch: images that run at once.
         max_pixels: of the largest source image that comes from the host.
         workspace: bytes that TensorRT asks for.
         multiprocessors: of the device.
     """
-    height, width = manifest.profile.height.max, manifest.profile.width.max
-    stride = manifest.spec.stride
-    tensors = {manifest.input.name: tensor_bytes(manifest.input, max_batch, height, width)}
+    # Not the largest batch at the largest size: each profile has its own.
+    shapes, stride = largest_shapes(manifest.profiles, max_batch), manifest.spec.stride
+    rows = max(batch for batch, _, _ in shapes)
+    tensors = {manifest.input.name: max(tensor_bytes(manifest.input, *shape) for shape in shapes)}
     for head in manifest.heads:
-        tensors[head.name] = tensor_bytes(head, max_batch, height // stride, width // stride)
-    counters, keys, output = decode_bytes(max_batch, extra_columns(manifest.spec.heads), multiprocessors)
+        tensors[head.name] = max(tensor_bytes(head, n, h // stride, w // stride) for n, h, w in shapes)
+    counters, keys, output = decode_bytes(rows, extra_columns(manifest.spec.heads), multiprocessors)
     return StreamMemory(
-        staging=_staging(manifest, max_batch, max_pixels),
+        staging=_staging(manifest, max_batch, rows, max_pixels),
         tensors=tensors,
         workspace=workspace,
         counters=counters,
@@ -120,12 +122,15 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _staging(manifest: Manifest, max_batch: int, max_pixels: int) -> int:
-    """Room for a batch of Full HD images, or one as large as is allowed; `keep_res` cannot take larger ones than its input."""
+def _staging(manifest: Manifest, max_batch: int, rows: int, max_pixels: int) -> int:
+    """Room for a batch of Full HD images, or one as large as is allowed; `keep_res` cannot take larger ones than its input.
+
+    `rows`: of the largest batch, those without an image among them.
+    """
     usual = max(max_pixels, max_batch * min(_FULL_HD, max_pixels))
     if isinstance(manifest.spec.input.resize, KeepRes):
-        usual = min(usual, max_batch * manifest.profile.height.max * manifest.profile.width.max)
-    return descriptor_bytes(max_batch) + 3 * usual + max_batch * ALIGNMENT
+        usual = min(usual, max(n * h * w for n, h, w in largest_shapes(manifest.profiles, max_batch)))
+    return descriptor_bytes(rows) + 3 * usual + max_batch * ALIGNMENT
 
 
 def memory_use(streams: int, plan: StreamMemory, weights: int, levels: int) -> MemoryUse:

@@ -24,6 +24,7 @@ from centernet_trt.runtime.gpu_kernels import Kernels
 from centernet_trt.runtime.gpu_memory import StreamMemory, aligned, decode_bytes, descriptor_bytes
 from centernet_trt.runtime.images import ImageSource, as_bgr
 from centernet_trt.runtime.kernel_params import decode_params, extra_columns, level_table, preprocess_params
+from centernet_trt.runtime.locked_images import LockedImages
 from centernet_trt.runtime.pipeline_buffers import StreamBuffers
 from centernet_trt.runtime.row_detections import detections_of
 from centernet_trt.runtime.spec import ModelSpec
@@ -62,7 +63,13 @@ class GpuOps:
             self._kernels = Kernels(self._device)
             self._levels = self._device.allocate(_LEVEL_BYTES)
             self._buffers = StreamBuffers(
-                self._device, self._plan(max_pixels), spec, self._levels.address, 0, True
+                self._device,
+                self._plan(max_pixels),
+                spec,
+                self._levels.address,
+                0,
+                True,
+                LockedImages(self._device),
             )
             self._buffers.write(self._levels.address, level_table(spec.input))
         except BaseException:

@@ -5,7 +5,7 @@ from typing import Self
 
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.driver_binding import BindingName
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.profiles import Profiles
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,17 @@ class GpuOptions:
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}, at least 1 was expected")
 
-    def within(self, batch: ShapeRange) -> Self:
+    def within(self, profiles: Profiles) -> Self:
         """The options with the largest batch filled in, and held to what the bundle was built for.
 
         Raises:
             InputError: `max_batch` is outside.
         """
-        wanted = batch.max if self.max_batch is None else self.max_batch
-        if wanted not in batch:
+        batches = [profile.batch for profile in profiles]
+        wanted = max(batch.max for batch in batches) if self.max_batch is None else self.max_batch
+        if not any(wanted in batch for batch in batches):
             raise InputError(
-                f"max_batch is {wanted}; the engine was built for batches {batch}",
+                f"max_batch is {wanted}; the engine was built for batches {' or '.join(map(str, batches))}",
                 "rebuild the bundle with another --batch",
             )
         return replace(self, max_batch=wanted)

@@ -15,6 +15,7 @@ from centernet_trt.runtime.gpu_memory import MemoryUse
 from centernet_trt.runtime.images import BgrImage
 from centernet_trt.runtime.manifest import Manifest
 from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.profiles import batch_to_run, largest_batch
 
 
 class HostBackend:
@@ -24,7 +25,7 @@ class HostBackend:
         """Take over an executor that runs on host arrays."""
         self._executor, self._manifest = executor, manifest
         self.note = executor.note
-        self.max_batch = max_batch or manifest.profile.batch.max
+        self.max_batch = max_batch or max(profile.batch.max for profile in manifest.profiles)
         self.memory = MemoryUse()
 
     def check_image(self, image: Picture) -> None:
@@ -35,9 +36,23 @@ class HostBackend:
                 "copy it to the host first, or load the bundle with backend='tensorrt'",
             )
 
+    def pinned_image(self, height: int, width: int) -> BgrImage:
+        """An ordinary array: there is no GPU to lock its pages for."""
+        if height < 1 or width < 1:
+            raise InputError(f"an image of {width}x{height} pixels was asked for, at least 1x1 was expected")
+        return np.empty((height, width, 3), np.uint8)
+
     def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
-        """Detections of the images of every batch."""
-        return [self._run(batch) for batch in batches]
+        """Detections of the images of every batch; one that is too large for every profile is cut."""
+        return [[found for part in self._cut(batch) for found in self._run(part)] for batch in batches]
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        if not batch:
+            return []
+        side = batch[0].placement
+        most = largest_batch(self._manifest.profiles, side.height, side.width) or len(batch)
+        most = min(most, self.max_batch)
+        return [batch[row : row + most] for row in range(0, len(batch), most)]
 
     def _run(self, batch: Batch) -> list[Detections]:
         spec, record = self._manifest.spec, self._manifest.input
@@ -62,8 +77,13 @@ class HostBackend:
         ]
 
     def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
-        """Head tensors of an input tensor."""
+        """Head tensors of an input tensor.
+
+        Raises:
+            InputError: no profile of the bundle takes its shape: what TensorRT would refuse, nobody shall rely on here.
+        """
         manifest = self._manifest
+        batch_to_run(manifest.profiles, len(tensor), *tensor.shape[2:])
         heads = allocate_heads(manifest, *(len(tensor), *tensor.shape[2:]))
         check_heads({name: head.shape for name, head in heads.items()}, manifest.spec)
         self._executor.run({manifest.input.name: tensor}, heads)

@@ -1,6 +1,6 @@
 """The manifest of an engine bundle: what was built, from what, how, and how good it is (`schema` 1)."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -70,11 +70,14 @@ class ShapeRange(ManifestModel):
 
 
 class ProfileRecord(ManifestModel):
-    """The input shapes that the engines were built for, in images and pixels."""
+    """Input shapes that the engines were built for, in images and pixels. How several are used: `runtime/profiles.py`."""
 
     batch: ShapeRange
     height: ShapeRange
     width: ShapeRange
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, height {self.height}, width {self.width}"
 
 
 class TensorRecord(ManifestModel):
@@ -86,21 +89,29 @@ class TensorRecord(ManifestModel):
 
 
 class PlanRecord(FileRecord):
-    """A TensorRT plan: which TensorRT wrote it, for which GPUs, and whether fp32 may run as TF32."""
+    """A TensorRT plan: which TensorRT wrote it, for which GPUs, and whether fp32 may run as TF32.
+
+    `peak_bytes`: the most memory that the building process had held by its end, None where that is not known.
+    """
 
     flavour: Literal["rtx", "tensorrt"]
     version: str
     target: str
     tf32: bool
     seconds: float
+    peak_bytes: int | None = None
 
 
 class PassRecord(ManifestModel):
-    """A graph pass: its name, its time in seconds, and the number of nodes after it."""
+    """A graph pass: its name, its time in seconds, and the number of nodes after it.
+
+    `peak_bytes`: the most memory that the building process had held by its end, None where that is not known.
+    """
 
     name: str
     seconds: float
     nodes: int
+    peak_bytes: int | None = None
 
 
 class HeadComparison(ManifestModel):
@@ -157,7 +168,7 @@ class Manifest(ManifestModel):
     command: str
     precision: Precision
     spec: ModelSpec
-    profile: ProfileRecord
+    profiles: tuple[ProfileRecord, ...] = Field(min_length=1)
     input: TensorRecord
     heads: tuple[TensorRecord, ...]
     source: FileRecord
@@ -170,6 +181,20 @@ class Manifest(ManifestModel):
     accuracy: tuple[AccuracyRecord, ...] = ()
     calibration: CalibrationSummary | None = None
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_profile(cls, data: Any) -> Any:
+        """Read a bundle of before there could be several profiles: it has a single `profile`."""
+        if isinstance(data, dict) and "profile" in data and "profiles" not in data:
+            data = dict(data)
+            data["profiles"] = (data.pop("profile"),)
+        return data
+
+    @property
+    def profile(self) -> ProfileRecord:
+        """The first profile: at its tuned size the graph is compared with its source, and counted."""
+        return self.profiles[0]
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

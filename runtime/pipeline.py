@@ -9,24 +9,29 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from centernet_trt.errors import BackendError, CenterNetError, CudaError, InputError
+from centernet_trt.errors import CenterNetError, InputError
 from centernet_trt.runtime.backend import Batch, Heads, Picture, Request
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.decode import check_heads
 from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.device_arrays import DeviceImage
 from centernet_trt.runtime.driver import Device, close_all
-from centernet_trt.runtime.driver_errors import DriverError
 from centernet_trt.runtime.gpu_kernels import Kernels
-from centernet_trt.runtime.gpu_memory import MemoryUse, memory_use, plan_stream
+from centernet_trt.runtime.gpu_memory import MemoryUse, aligned, descriptor_bytes, memory_use, plan_stream
 from centernet_trt.runtime.gpu_options import GpuOptions
+from centernet_trt.runtime.images import BgrImage
 from centernet_trt.runtime.kernel_params import level_table
+from centernet_trt.runtime.lane_pool import LanePool
+from centernet_trt.runtime.locked_images import LockedImages
 from centernet_trt.runtime.pipeline_buffers import StreamBuffers
 from centernet_trt.runtime.pipeline_lane import Lane
+from centernet_trt.runtime.profiles import largest_batch, largest_shapes
 from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
 
 _log = logging.getLogger(__name__)
@@ -40,15 +45,11 @@ class Pipeline:
 
     def __init__(self, bundle: EngineBundle, options: GpuOptions, device: Device) -> None:
         """Use `Pipeline.load`."""
-        self.options = options.within(bundle.manifest.profile.batch)
+        self.options = options.within(bundle.manifest.profiles)
         self.device = device
         self._parts: list[Any] = []  # in the order of their making
         self._lanes: list[Lane] = []
-        self._idle: list[Lane] = []
-        self._change = threading.Condition()
         self._warming = threading.Lock()  # two that each hold some streams and want all would wait for ever
-        self._closing = False
-        self._lost: DriverError | None = None
         try:
             self._build(bundle)
         except BaseException:
@@ -77,9 +78,11 @@ class Pipeline:
     def _build(self, bundle: EngineBundle) -> None:
         options, device, manifest = self.options, self.device, bundle.manifest
         assert options.max_batch is not None
+        self._profiles = manifest.profiles
+        self._most_rows = max(batch for batch, _, _ in largest_shapes(manifest.profiles, options.max_batch))
         check_heads({head.name: (1, head.channels, 1, 1) for head in manifest.heads}, manifest.spec)
-        kernels = self._keep(Kernels(device))
-        self._executor = self._keep(TensorRTExecutor(bundle, device))
+        kernels = self._keep(self._open_kernels(device))
+        self._executor = self._keep(self._open_network(bundle, device))
         self._memory = plan_stream(
             manifest,
             options.max_batch,
@@ -89,15 +92,32 @@ class Pipeline:
         )
         levels = level_table(manifest.spec.input).tobytes()
         self._levels = self._keep(device.allocate(len(levels)))
+        self._locked = LockedImages(device)
         classes = {head.name: head.channels for head in manifest.heads}[manifest.spec.heads.heatmap.tensor]
         for _ in range(options.streams):
             buffers = StreamBuffers(
-                device, self._memory, manifest.spec, self._levels.address, classes, options.spin
+                device,
+                self._memory,
+                manifest.spec,
+                self._levels.address,
+                classes,
+                options.spin,
+                self._locked,
             )
             lane = self._keep(Lane(self._executor, kernels, buffers, options.cuda_graph, options.max_graphs))
             self._lanes.append(lane)
         self._upload_levels(levels)
-        self._idle = list(self._lanes)
+        self._pool = LanePool(device, self._lanes)
+        # In the upload buffer, beside the descriptors of the largest batch and of one image.
+        self._room, self._largest_image = (
+            self._memory.staging - descriptor_bytes(rows) for rows in (self._most_rows, 1)
+        )
+
+    def _open_kernels(self, device: Device) -> Kernels:
+        return Kernels(device)
+
+    def _open_network(self, bundle: EngineBundle, device: Device) -> TensorRTExecutor:
+        return TensorRTExecutor(bundle, device)
 
     def _upload_levels(self, levels: bytes) -> None:
         buffers = self._lanes[0].buffers
@@ -112,7 +132,14 @@ class Pipeline:
     @property
     def memory(self) -> MemoryUse:
         """What is allocated, and for what."""
-        return memory_use(self.options.streams, self._memory, self._executor.plan.bytes, self._levels.nbytes)
+        use = memory_use(self.options.streams, self._memory, self._executor.plan.bytes, self._levels.nbytes)
+        made = self._locked.nbytes
+        return replace(use, pinned=use.pinned | {"images of pinned_image()": made}) if made else use
+
+    def pinned_image(self, height: int, width: int) -> BgrImage:
+        """An image of any content in page-locked memory, for callers to fill; see `LockedImages.make`."""
+        self._pool.check_usable()
+        return self._locked.make(height, width)
 
     @property
     def max_batch(self) -> int:
@@ -121,7 +148,7 @@ class Pipeline:
 
     def check_image(self, image: Picture) -> None:
         """Raise InputError for an image from the host that does not fit into the upload buffer."""
-        if not self._lanes[0].buffers.fits(1, [image]):
+        if not isinstance(image, DeviceImage) and image.nbytes > self._largest_image:
             height, width = image.shape[:2]
             raise InputError(
                 f"an image of {width}x{height} pixels was given, the detector was loaded for {self.options.max_pixels} "
@@ -140,6 +167,10 @@ class Pipeline:
             BackendError: TensorRT refused, or the pipeline is closed.
             CudaError: the driver refused; what was under way is given up.
         """
+        batches = list(batches)
+        if len(batches) == 1 and len(batches[0]) == 1:
+            return [self._run_one(batches[0])]
+        self._pool.check_usable()
         found: list[list[Detections]] = []
         under_way: UnderWay = deque()
         try:
@@ -147,11 +178,7 @@ class Pipeline:
                 results: list[Detections] = []
                 found.append(results)
                 for part in self._cut(batch):
-                    lane = self._take(wait=not under_way)
-                    while lane is None:
-                        # Holding a stream while waiting for another could wait for ever: first finish one's own.
-                        self._finish(under_way)
-                        lane = self._take(wait=not under_way)
+                    lane = self._next_lane(under_way)
                     self._start(lane, part)
                     under_way.append((lane, results))
             while under_way:
@@ -164,22 +191,51 @@ class Pipeline:
                     _log.debug("a batch under way failed as well: %s", error)
         return found
 
+    def _run_one(self, batch: Batch) -> list[Detections]:
+        """A batch that nothing overlaps with: the context is made current once, from start to end."""
+        lane = self._pool.take()
+        try:
+            with self.device.current:
+                lane.start(batch)
+                found = lane.finish()
+        except BaseException as error:
+            self._pool.give_back(lane, error)
+            raise
+        self._pool.give_back(lane)
+        return found
+
     def _cut(self, batch: Batch) -> list[list[Request]]:
-        """Parts that fit: at most `max_batch` images, and their bytes in the upload buffer."""
+        """Parts that fit: at most `max_batch` images, no more than a profile takes, their bytes in the upload buffer."""
+        if len(batch) < 2:
+            return [list(batch)] if batch else []
+        side = batch[0].placement
+        most = min(self.max_batch, largest_batch(self._profiles, side.height, side.width))
         parts: list[list[Request]] = []
-        fits = self._lanes[0].buffers.fits if self._lanes else None
+        room = 0
         for request in batch:
-            images = [other.image for other in parts[-1]] + [request.image] if parts else []
-            if not images or len(images) > self.max_batch or (fits and not fits(self.max_batch, images)):
+            image = request.image
+            size = 0 if isinstance(image, DeviceImage) else aligned(image.nbytes)
+            if not parts or len(parts[-1]) == most or size > room:
                 parts.append([])
+                room = self._room
             parts[-1].append(request)
+            room -= size
         return parts
+
+    def _next_lane(self, under_way: UnderWay) -> Lane:
+        """An idle lane; who holds others finishes them first, for waiting while holding could last for ever."""
+        while under_way:
+            lane = self._pool.take_idle()
+            if lane is not None:
+                return lane
+            self._finish(under_way)
+        return self._pool.take()
 
     def _start(self, lane: Lane, part: list[Request]) -> None:
         try:
             lane.start(part)
         except BaseException as error:
-            self._give_back(lane, error)
+            self._pool.give_back(lane, error)
             raise
 
     def _finish(self, under_way: UnderWay) -> None:
@@ -187,35 +243,9 @@ class Pipeline:
         try:
             results.extend(lane.finish())
         except BaseException as error:
-            self._give_back(lane, error)
+            self._pool.give_back(lane, error)
             raise
-        self._give_back(lane)
-
-    def _take(self, wait: bool) -> Lane | None:
-        """An idle lane; None where there is none and nobody waits."""
-        self.check_usable()
-        with self._change:
-            while not self._idle or self._closing:
-                if self._closing:
-                    raise BackendError("the detector is closed", "load the bundle again: Detector.load(...)")
-                if not wait:
-                    return None
-                self._change.wait()
-            return self._idle.pop()  # the one used last: its graphs and caches are warm
-
-    def check_usable(self) -> None:
-        """Raise CudaError when the GPU cannot be used: in a fork, or when its context is lost."""
-        if self._lost is not None:
-            raise CudaError(f"the GPU failed before: {self._lost.message}", self._lost.hint)
-        if not self._closing:
-            self.device.check_usable()
-
-    def _give_back(self, lane: Lane, error: BaseException | None = None) -> None:
-        with self._change:
-            if isinstance(error, DriverError) and error.context_lost:
-                self._lost = error
-            self._idle.append(lane)
-            self._change.notify_all()
+        self._pool.give_back(lane)
 
     def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
         """Head tensors (N, C, H, W) on the host of an input tensor (N, 3, height, width); not a fast path.
@@ -224,17 +254,14 @@ class Pipeline:
             BackendError: TensorRT refused, or the pipeline is closed.
             CudaError: the driver refused.
         """
-        lane = self._take(wait=True)
-        assert lane is not None
+        lane = self._pool.take()
         try:
-            parts = [
-                lane.heads(tensor[row : row + self.max_batch])
-                for row in range(0, len(tensor), self.max_batch)
-            ]
+            most = min(self.max_batch, largest_batch(self._profiles, *tensor.shape[2:]) or self.max_batch)
+            parts = [lane.heads(tensor[row : row + most]) for row in range(0, len(tensor), most)]
         except BaseException as error:
-            self._give_back(lane, error)
+            self._pool.give_back(lane, error)
             raise
-        self._give_back(lane)
+        self._pool.give_back(lane)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def warm(self, batches: Iterable[Batch]) -> None:
@@ -244,9 +271,7 @@ class Pipeline:
             failed: BaseException | None = None
             try:
                 while len(lanes) < len(self._lanes):
-                    lane = self._take(wait=True)
-                    assert lane is not None
-                    lanes.append(lane)
+                    lanes.append(self._pool.take())
                 for batch in batches:
                     for lane in lanes:
                         lane.start(batch)
@@ -256,22 +281,16 @@ class Pipeline:
                 raise
             finally:
                 for lane in lanes:
-                    self._give_back(lane, failed)
+                    self._pool.give_back(lane, failed)
             self._executor.save_kernels()
 
     def close(self) -> None:
         """Wait for what is under way, then free everything. May be called twice; in a fork it does nothing."""
         if self.device.foreign_process:
             return
-        with self._change:
-            if self._closing:
-                return
-            self._closing = True
-            self._change.notify_all()
-            while len(self._idle) < len(self._lanes):
-                self._change.wait()
-        atexit.unregister(self.close)
-        self._tear_down()
+        if self._pool.close():
+            atexit.unregister(self.close)
+            self._tear_down()
 
     def _tear_down(self) -> None:
         """Lanes, then the engine, then the kernels, then the context, whatever fails."""

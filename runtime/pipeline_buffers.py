@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.kernels.outputs import DecodeLayout, DecodeRows
-from centernet_trt.kernels.structs import Image
 from centernet_trt.runtime.backend import Picture, Request
 from centernet_trt.runtime.device_arrays import DeviceImage
 from centernet_trt.runtime.driver import Device, close_all
 from centernet_trt.runtime.driver_objects import Resource
 from centernet_trt.runtime.gpu_memory import StreamMemory, aligned, descriptor_bytes
-from centernet_trt.runtime.kernel_params import absent_image, image_descriptor
+from centernet_trt.runtime.image_table import ImageTable
+from centernet_trt.runtime.locked_images import LockedImages
 from centernet_trt.runtime.spec import ModelSpec
 
 R = TypeVar("R", bound=Resource)
@@ -22,18 +22,26 @@ R = TypeVar("R", bound=Resource)
 class StreamBuffers:
     """A stream and its buffers.
 
-    `levels` is the address of the grey-level table, `classes` the heatmap's channels; both are those of the pipeline.
+    `levels` is the address of the grey-level table, `classes` the heatmap's channels, `locked` knows images in page-locked
+    memory; all are those of the pipeline.
     """
 
     def __init__(
-        self, device: Device, memory: StreamMemory, spec: ModelSpec, levels: int, classes: int, spin: bool
+        self,
+        device: Device,
+        memory: StreamMemory,
+        spec: ModelSpec,
+        levels: int,
+        classes: int,
+        spin: bool,
+        locked: LockedImages,
     ) -> None:
         """Allocate everything.
 
         Raises:
             DriverError: out of memory; what had been allocated is freed again.
         """
-        self._device, self._spec = device, spec
+        self._device, self._locked = device, locked
         self.levels, self.classes = levels, classes
         self._made: list[Resource] = []
         try:
@@ -51,6 +59,8 @@ class StreamBuffers:
         except BaseException:
             self.close()
             raise
+        self._staging = self.pinned_staging.array
+        self._images = ImageTable(self.pinned_staging.address, spec)
         self.addresses = {name: buffer.address for name, buffer in self.tensors.items()}
 
     def _keep(self, resource: R) -> R:
@@ -65,34 +75,43 @@ class StreamBuffers:
 
     def fits(self, batch: int, images: Sequence[Picture]) -> bool:
         """Whether the images that come from the host can be uploaded together."""
-        return _staged_bytes(batch, images) <= self.pinned_staging.nbytes
+        taken = sum(aligned(image.nbytes) for image in images if not isinstance(image, DeviceImage))
+        return descriptor_bytes(batch) + taken <= self.pinned_staging.nbytes
 
     def upload(self, batch: int, requests: Sequence[Request]) -> None:
-        """Enqueue the one copy that brings descriptors and images to the device; they must fit.
+        """Enqueue the copies that bring descriptors and images to the device; they must fit, and the context be current.
 
-        Rows of the batch past the requests have no image and no detections. Images in GPU memory stay where they are; the
-        stream waits for those who make them.
+        One copy brings the descriptors and all images in pageable memory; each image in page-locked memory has a copy of
+        its own, from where it lies. Images in GPU memory stay where they are; the stream waits for those who make them.
+        Rows of the batch past the requests have no image and no detections.
         """
-        nbytes = _staged_bytes(batch, [request.image for request in requests])
-        pinned = self.pinned_staging.array
-        descriptors = (Image * batch).from_address(self.pinned_staging.address)
-        offset = descriptor_bytes(batch)
+        images, device = self._images, self.device_staging.address
+        table, offset = images.of_batch(batch)
+        locked: list[tuple[int, int, int]] = []  # row, address, bytes
         for row, request in enumerate(requests):
-            descriptors[row], offset = self._stage(request, pinned, offset)
+            image = request.image
+            if isinstance(image, DeviceImage):
+                if image.array.stream is not None:
+                    self.stream.wait_for(image.array.stream)
+                images.put(table, row, request, image.array.address, image.pitch, image.channels)
+            elif (address := self._locked.address_of(image)) is not None:
+                locked.append((row, address, image.nbytes))
+            else:
+                target = self._staging[offset : offset + image.nbytes]
+                np.copyto(target.reshape(image.shape), image)
+                images.put(table, row, request, device + offset)
+                offset += aligned(image.nbytes)
         for row in range(len(requests), batch):
-            descriptors[row] = absent_image()
-        self.stream.copy_to_device(self.device_staging.address, self.pinned_staging.address, nbytes)
-
-    def _stage(self, request: Request, pinned: npt.NDArray[np.uint8], offset: int) -> tuple[Image, int]:
-        """The descriptor of an image, and where the next one may lie."""
-        image, asked = request.image, (request.placement, self._spec, request.threshold, request.top_k)
-        if isinstance(image, DeviceImage):
-            if image.array.stream is not None:
-                self.stream.wait_for(image.array.stream)
-            return image_descriptor(*asked, image.array.address, image.pitch, image.channels), offset
-        target = pinned[offset : offset + image.nbytes]
-        np.copyto(target.reshape(image.shape), image)
-        return image_descriptor(*asked, self.device_staging.address + offset), offset + aligned(image.nbytes)
+            images.put_absent(table, row)
+        copies = [(device, self.pinned_staging.address, offset)]
+        for row, address, nbytes in locked:
+            images.put(table, row, requests[row], device + offset)
+            copies.append((device + offset, address, nbytes))
+            offset += aligned(nbytes)
+        # Through the binding, with the context current: making sure of that again costs as much as the call.
+        copy, stream = self._device.binding.copy_to_device, self.stream.handle
+        for target_address, source, nbytes in copies:
+            copy(target_address, source, nbytes, stream)
 
     def write(self, address: int, array: npt.NDArray[Any]) -> None:
         """Copy a host array to the device, piece by piece through the upload buffer, and wait."""
@@ -119,10 +138,5 @@ class StreamBuffers:
     def close(self) -> None:
         """Free everything, youngest first. May be called twice."""
         made, self._made = self._made, []
+        self._staging = np.empty(0, np.uint8)
         close_all(list(reversed(made)))
-
-
-def _staged_bytes(batch: int, images: Sequence[Picture]) -> int:
-    return descriptor_bytes(batch) + sum(
-        aligned(image.nbytes) for image in images if not isinstance(image, DeviceImage)
-    )

@@ -16,12 +16,14 @@ from centernet_trt.runtime.executor import allocate_heads
 from centernet_trt.runtime.gpu_kernels import Kernels
 from centernet_trt.runtime.pipeline_buffers import StreamBuffers
 from centernet_trt.runtime.pipeline_program import Program, ProgramKey
+from centernet_trt.runtime.profiles import batch_to_run
 from centernet_trt.runtime.ranges import nvtx_range
 from centernet_trt.runtime.row_detections import detections_of
 from centernet_trt.runtime.spec import MAX_TOP_K, ModelSpec
 from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
 
 _log = logging.getLogger(__name__)
+_REMEMBERED = 256  # shapes; beyond it all are forgotten
 
 
 class Lane:
@@ -37,11 +39,12 @@ class Lane:
     ) -> None:
         """Use `Pipeline.load`."""
         self.buffers = buffers
-        self._executor, self._kernels = executor, kernels
+        self._executor, self._kernels, self._device = executor, kernels, executor.device
         self._cuda_graph, self._max_graphs = cuda_graph, max_graphs
         self._spec: ModelSpec = executor.manifest.spec
         self._programs: OrderedDict[ProgramKey, Program] = OrderedDict()
-        self._running: tuple[Program, int] | None = None
+        self._running: tuple[Program, Sequence[Request]] | None = None
+        self._batches: dict[tuple[int, int, int], int] = {}
 
     def start(self, requests: Sequence[Request]) -> None:
         """Enqueue a batch whose placements share one network size. After an error the lane is idle again.
@@ -51,15 +54,15 @@ class Lane:
             DriverError: the driver did.
         """
         try:
-            with self._executor.device.current, nvtx_range("start"):
+            with self._device.current, nvtx_range("start"):
                 program = self._program(self._key(requests))
                 self.buffers.upload(program.layout.batch, requests)
                 program.launch()
-                self.buffers.stream.record(self.buffers.done)
+                self._device.binding.record(self.buffers.done.handle, self.buffers.stream.handle)
         except BaseException:
             self._recover()
             raise
-        self._running = program, len(requests)
+        self._running = program, requests  # with the images, which the upload may still read
 
     def finish(self) -> list[Detections]:
         """Wait for the batch that was started -> its detections. After an error the lane is idle again.
@@ -68,11 +71,11 @@ class Lane:
             DriverError: the work failed.
         """
         assert self._running is not None, "finish() without start()"
-        (program, count), self._running = self._running, None
+        (program, requests), self._running = self._running, None
         try:
             with nvtx_range("wait"):
                 self.buffers.done.synchronize()
-            found = [detections_of(program.rows, row, self._spec) for row in range(count)]
+            found = [detections_of(program.rows, row, self._spec) for row in range(len(requests))]
             if self._cuda_graph and not program.captured and program.refused is None:
                 self._capture(program)
         except BaseException:
@@ -88,11 +91,11 @@ class Lane:
             DriverError: the driver did.
         """
         manifest, buffers = self._executor.manifest, self.buffers
-        count, batch = len(tensor), max(len(tensor), manifest.profile.batch.min)
         height, width = tensor.shape[2:]
+        count, batch = len(tensor), batch_to_run(manifest.profiles, len(tensor), height, width)
         found = allocate_heads(manifest, batch, height, width)
         try:
-            with self._executor.device.current:
+            with self._device.current:
                 program = self._program((batch, height, width, self._spec.top_k))
                 buffers.write(buffers.addresses[manifest.input.name], tensor)
                 program.network.enqueue(buffers.stream)
@@ -105,10 +108,19 @@ class Lane:
 
     def _key(self, requests: Sequence[Request]) -> ProgramKey:
         placement = requests[0].placement
-        batch = max(len(requests), self._executor.manifest.profile.batch.min)
-        usual = self._spec.top_k
-        more = any(request.top_k is not None and request.top_k > usual for request in requests)
-        return batch, placement.height, placement.width, MAX_TOP_K if more else usual
+        shape = len(requests), placement.height, placement.width
+        batch = self._batches.get(shape)
+        if batch is None:
+            # To go through the profiles in every call is too slow.
+            batch = batch_to_run(self._executor.manifest.profiles, *shape)
+            if len(self._batches) >= _REMEMBERED:
+                self._batches.clear()
+            self._batches[shape] = batch
+        rows = self._spec.top_k
+        for request in requests:
+            if request.top_k is not None and request.top_k > rows:
+                rows = MAX_TOP_K
+        return batch, placement.height, placement.width, rows
 
     def _program(self, key: ProgramKey) -> Program:
         """The program of this shape, made when it is new; the one used longest ago goes when there are too many."""

@@ -1,44 +1,39 @@
-"""What stands between `Detector.submit` and the batcher: requests checked, placed and grouped, their answers filtered."""
+"""What stands between `Detector.submit` and the batcher: images read, placed and grouped, their answers filtered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from centernet_trt.errors import InputError
+from centernet_trt.errors import CenterNetError, InputError
 from centernet_trt.runtime.backend import Request
 from centernet_trt.runtime.batch_results import Placed
 from centernet_trt.runtime.batching import DynamicBatcher
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.images import ImageSource
+from centernet_trt.runtime.images import BgrImage, ImageSource
+from centernet_trt.runtime.intake import host_image
 from centernet_trt.runtime.request_stats import RequestStatistics
 from centernet_trt.runtime.request_types import Batching, RequestFuture
-from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.wish import Wish
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What a call asks for: the lowest score, the classes, the most detections; None for the spec's."""
-
-    threshold: float | None = None
-    classes: tuple[int | str, ...] | None = None
-    top_k: int | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
-    request: Request
-    classes: tuple[int | str, ...] | None
+    """A placed image, or one on the host that is to be augmented."""
+
+    image: Request | BgrImage
+    wish: Wish
 
 
 class Submissions:
-    """The submitted images of one detector. Those of one network size share batches, whatever else they ask for."""
+    """The submitted images of one detector. Those of one network size share batches, whatever else they ask for.
+
+    An image with test-time augmentation is a batch by itself: each of its runs of the network is one already.
+    """
 
     def __init__(
         self,
-        spec: ModelSpec,
         place: Callable[[ImageSource], Placed],
         run: Callable[[list[Request]], list[Detections]],
+        augment: Callable[[BgrImage, Wish], Detections],
         max_batch: int,
         settings: Batching | None = None,
         workers: int = 1,
@@ -46,16 +41,14 @@ class Submissions:
         """Start nothing yet.
 
         Args:
-            spec: of the bundle.
             place: reads an image and lays it into the network input.
             run: detections of images that share a network size; called from several threads.
+            augment: detections of one image with the wish's augmentation; likewise.
             max_batch: most images in a batch.
             settings: None for the defaults.
             workers: threads, where the settings do not say.
         """
-        self._spec = spec
-        self._place = place
-        self._run = run
+        self._place, self._run, self._augment = place, run, augment
         settings = settings or Batching()
         self._batcher: DynamicBatcher[_Job, Detections] = DynamicBatcher(
             self._run_batch, max_batch, replace(settings, workers=settings.workers or workers)
@@ -66,16 +59,21 @@ class Submissions:
     ) -> RequestFuture[Detections]:
         """Queue an image; see `Detector.submit`."""
         self._batcher.check_open()
-        if wish.classes is not None:
-            self._check_classes(wish.classes)
         try:
-            picture, placement = self._place(image)
+            job, group = self._job(image, wish)
         except InputError as error:
             failed: RequestFuture[Detections] = RequestFuture()
             failed.set_exception(error)
             return failed
-        job = _Job(Request(picture, placement, wish.threshold, wish.top_k), wish.classes)
-        return self._batcher.submit(job, (placement.height, placement.width), timeout)
+        return self._batcher.submit(job, group, timeout)
+
+    def _job(self, image: ImageSource, wish: Wish) -> tuple[_Job, Hashable]:
+        """The job, and the group that it may share a batch with."""
+        if wish.tta is not None:
+            return _Job(host_image(image), wish), object()
+        picture, placement = self._place(image)
+        request = Request(picture, placement, wish.threshold, wish.top_k)
+        return _Job(request, wish), (placement.height, placement.width)
 
     def close(self, drain: bool = True) -> None:
         """End the threads; see `DynamicBatcher.close`."""
@@ -86,15 +84,16 @@ class Submissions:
         """What became of the requests so far."""
         return self._batcher.statistics
 
-    def _check_classes(self, classes: Sequence[int | str]) -> None:
-        """Raise InputError here, in the caller's own thread, for a class that does not exist."""
-        none = np.zeros(0, dtype=np.float32)
-        empty = Detections(none.reshape(0, 4), none, none.astype(np.int32), {}, self._spec.class_names)
-        empty.of_classes(classes)
-
     def _run_batch(self, jobs: list[_Job]) -> list[Detections | Exception]:
-        found = self._run([job.request for job in jobs])
-        return [
-            detections if job.classes is None else detections.of_classes(job.classes)
-            for detections, job in zip(found, jobs, strict=True)
-        ]
+        requests = [job.image for job in jobs if isinstance(job.image, Request)]
+        if not requests:
+            return [self._augmented(job) for job in jobs]
+        found = self._run(requests)
+        return [job.wish.chosen(detections) for detections, job in zip(found, jobs, strict=True)]
+
+    def _augmented(self, job: _Job) -> Detections | Exception:
+        assert not isinstance(job.image, Request)
+        try:
+            return self._augment(job.image, job.wish)
+        except CenterNetError as error:  # of this image: a scale that the bundle was not built for, say
+            return error

@@ -2,12 +2,9 @@
 
 import hashlib
 import logging
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from centernet_trt.cache import cache_folder
+from centernet_trt.cache import cache_folder, write_whole
 from centernet_trt.runtime.driver_binding import DeviceInfo
 from centernet_trt.runtime.manifest import PlanRecord
 
@@ -42,18 +39,11 @@ class KernelCache:
         digest = hashlib.sha256(content).digest()
         if digest == self._kept:
             return
-        scratch = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
-                scratch = Path(file.name)
-                file.write(content)
-            os.replace(scratch, self.path)
+            write_whole(self.path, content)
             self._kept = digest
         except OSError as error:
             _log.warning("the kernels that TensorRT compiled could not be kept in %s: %s", self.path, error)
-            if scratch is not None:
-                scratch.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Save, and drop TensorRT's object."""

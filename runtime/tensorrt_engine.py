@@ -79,7 +79,7 @@ def load_engine(bundle: EngineBundle, device: DeviceInfo) -> Loaded:
     """Deserialise the plan that fits; the device's context is current.
 
     Raises:
-        BundleError: no plan fits, or the plan's tensors are not those of the manifest.
+        BundleError: no plan fits, or the plan's tensors or optimisation profiles are not those of the manifest.
         BackendError: TensorRT does not start or refuses the plan; its own lines are in the message.
     """
     plan, module = choose_plan(bundle, device)
@@ -100,7 +100,7 @@ def load_engine(bundle: EngineBundle, device: DeviceInfo) -> Loaded:
                 module, f"TensorRT refuses the plan {plan.file}{_validity(runtime, content)}", lines
             )
         else:
-            problem = _wrong_tensors(trt, engine, bundle.manifest)
+            problem = _wrong_tensors(trt, engine, bundle.manifest) or _wrong_profiles(engine, bundle.manifest)
     if problem is not None:
         del engine, runtime  # the traceback would keep them, beyond their context
         raise problem
@@ -147,3 +147,26 @@ def _wrong_tensors(trt: Any, engine: Any, manifest: Manifest) -> BundleError | N
 
 def _listed(tensors: Mapping[str, tuple[str, str]]) -> str:
     return ", ".join(f"{name} ({direction}, {dtype})" for name, (direction, dtype) in sorted(tensors.items()))
+
+
+def _wrong_profiles(engine: Any, manifest: Manifest) -> BundleError | None:
+    """What is wrong with the engine's optimisation profiles by the manifest: their number, order and shapes."""
+    name, channels = manifest.input.name, manifest.input.channels
+    found = [
+        [tuple(shape) for shape in engine.get_tensor_profile_shape(name, number)]
+        for number in range(engine.num_optimization_profiles)
+    ]
+    wanted = [
+        [
+            tuple(getattr(side, which) for side in (profile.batch, profile.height, profile.width))
+            for which in ("min", "opt", "max")
+        ]
+        for profile in manifest.profiles
+    ]
+    wanted = [[(n, channels, h, w) for n, h, w in shapes] for shapes in wanted]
+    if found == wanted:
+        return None
+    return BundleError(
+        f"the plan's optimisation profiles (smallest, tuned and largest {name}) are {found}; the manifest says {wanted}",
+        f"rebuild the bundle: {manifest.command}",
+    )

@@ -12,6 +12,7 @@ from centernet_trt.runtime.driver import Device
 from centernet_trt.runtime.driver_objects import DeviceBuffer, Stream
 from centernet_trt.runtime.executor import Buffer, Shape, head_shapes
 from centernet_trt.runtime.manifest import Manifest, TensorRecord
+from centernet_trt.runtime.profiles import choose_profile
 from centernet_trt.runtime.tensorrt_cache import KernelCache
 from centernet_trt.runtime.tensorrt_engine import Loaded, failure, load_engine
 
@@ -68,10 +69,10 @@ class TensorRTExecutor:
             stream: that it will run on.
 
         Raises:
-            InputError: the shape is outside the profile.
+            InputError: no profile has the shape.
             BackendError: TensorRT refuses the shape or an address.
         """
-        check_profile(self.manifest, *shape)
+        choose_profile(self.manifest.profiles, *shape)
         return NetworkContext(self, shape, addresses, workspace, stream)
 
     def new_context(self) -> Any:
@@ -101,7 +102,7 @@ class TensorRTExecutor:
         if record.name not in arrays:
             raise InputError(f"the input {record.name!r} is missing; given are {', '.join(arrays)}")
         batch, _, height, width = (*arrays[record.name].shape, 0, 0, 0, 0)[:4]
-        check_profile(self.manifest, batch, height, width)
+        choose_profile(self.manifest.profiles, batch, height, width)
         shapes = {record.name: (batch, record.channels, height, width)}
         shapes |= self.output_shapes(batch, height, width)
         for tensor in (record, *self.manifest.heads):
@@ -187,10 +188,12 @@ class NetworkContext:
         self._context = executor.new_context()
         if self._context is None:
             raise self._failure("cannot make an execution context", lines)
-        if self._context.active_optimization_profile != 0 and not (
-            self._context.set_optimization_profile_async(0, stream.number)
+        profile = choose_profile(executor.manifest.profiles, batch, height, width)
+        # It may copy on the stream: that is the one the network will run on, and is not being recorded here.
+        if self._context.active_optimization_profile != profile and not (
+            self._context.set_optimization_profile_async(profile, stream.number)
         ):
-            raise self._failure("refuses its optimisation profile", lines)
+            raise self._failure(f"refuses its optimisation profile {profile}", lines)
         self._context.set_device_memory(workspace, executor.workspace_bytes)
         if not self._context.set_input_shape(record.name, (batch, record.channels, height, width)):
             raise self._failure(f"refuses {self._what}", lines)
@@ -253,21 +256,6 @@ def _runtime_config(loaded: Loaded) -> Any:
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the graph is ours
     return config
-
-
-def check_profile(manifest: Manifest, batch: int, height: int, width: int) -> None:
-    """Hold an input shape to the profile that the engine was built for.
-
-    Raises:
-        InputError: a dimension is outside.
-    """
-    profile = manifest.profile
-    if batch not in profile.batch or height not in profile.height or width not in profile.width:
-        raise InputError(
-            f"an input of {batch} images of {width}x{height} pixels was asked for; the engine was built for batches "
-            f"{profile.batch}, widths {profile.width} and heights {profile.height}",
-            "rebuild the bundle with wider --batch, --width and --height",
-        )
 
 
 def _check_array(record: TensorRecord, array: DeviceArray | None, shape: Shape) -> None:

@@ -91,3 +91,22 @@ def gpu_count() -> int:
     except (OSError, AttributeError):
         return 0
     return count.value
+
+
+# Members of the driver's CUdevice_attribute.
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+
+def first_gpu() -> tuple[str, tuple[int, int]] | None:
+    """Name and compute capability of the first visible GPU, the one that full TensorRT builds for; None without one."""
+    if gpu_count() == 0:
+        return None
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    numbers = ctypes.c_int(), ctypes.c_int()
+    statuses = [driver.cuDeviceGet(ctypes.byref(device), 0), driver.cuDeviceGetName(name, 256, device)]
+    for number, which in zip(numbers, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
+        statuses.append(driver.cuDeviceGetAttribute(ctypes.byref(number), which, device))
+    if any(statuses):
+        return None
+    return name.value.decode(errors="replace"), (numbers[0].value, numbers[1].value)

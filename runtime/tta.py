@@ -19,6 +19,7 @@ from centernet_trt.runtime.manifest import Manifest
 from centernet_trt.runtime.mirror import average_with_mirror, check_flip
 from centernet_trt.runtime.peaks import FloatArray
 from centernet_trt.runtime.preprocess import normalise
+from centernet_trt.runtime.profiles import check_size, largest_batch
 from centernet_trt.runtime.scaled_input import ScaledInput, scaled_input
 from centernet_trt.runtime.soft_nms import soft_nms
 from centernet_trt.runtime.spec import ModelSpec
@@ -115,13 +116,12 @@ def detect_augmented(
     inputs = [scaled_input(image, spec.input, scale) for scale in tta.scales]
     for scale, scaled in zip(tta.scales, inputs, strict=True):
         _check_size(scaled, manifest, scale)
-    together = (max_batch or manifest.profile.batch.max) >= 2
     if len(inputs) == 1:
-        heads, decoded_as = _heads(inputs[0], manifest, heads_of, tta, together)
+        heads, decoded_as = _heads(inputs[0], manifest, heads_of, tta, max_batch)
         return _decoded(inputs[0], heads, decoded_as, threshold, top_k)
     found = []
     for scaled in inputs:
-        heads, decoded_as = _heads(scaled, manifest, heads_of, tta, together)
+        heads, decoded_as = _heads(scaled, manifest, heads_of, tta, max_batch)
         decoded_as = decoded_as.model_copy(update={"nms_iou": None})
         # Scores only fall in the merge, and lower ones touch no higher one: the threshold may come first as well.
         found.append(_decoded(scaled, heads, decoded_as, threshold, max(spec.top_k, top_k)))
@@ -129,18 +129,22 @@ def detect_augmented(
 
 
 def _check_size(scaled: ScaledInput, manifest: Manifest, scale: float) -> None:
-    placement, profile = scaled.placement, manifest.profile
-    if placement.height not in profile.height or placement.width not in profile.width:
-        raise InputError(
-            f"an image of {placement.source_width}x{placement.source_height} pixels at scale {scale:g} needs a network "
-            f"input of {placement.width}x{placement.height}; the engine was built for widths {profile.width} and "
-            f"heights {profile.height}",
-            "rebuild the bundle with wider --height and --width, or give other scales",
-        )
+    placement = scaled.placement
+    check_size(
+        manifest.profiles,
+        placement.height,
+        placement.width,
+        lambda: f"an image of {placement.source_width}x{placement.source_height} pixels at scale {scale:g}",
+        "rebuild the bundle with wider --height and --width, or give other scales",
+    )
 
 
 def _heads(
-    scaled: ScaledInput, manifest: Manifest, heads_of: HeadsOf, tta: TestTimeAugmentation, together: bool
+    scaled: ScaledInput,
+    manifest: Manifest,
+    heads_of: HeadsOf,
+    tta: TestTimeAugmentation,
+    max_batch: int | None,
 ) -> tuple[Mapping[str, FloatArray], ModelSpec]:
     """Heads (C, H, W) of one scale, and the spec to decode them with."""
     spec, side = manifest.spec, scaled.placement
@@ -150,7 +154,8 @@ def _heads(
     if not tta.flip:
         return {name: head[0] for name, head in heads_of(tensor).items()}, spec
     tensor[1] = tensor[0, :, :, ::-1]
-    if together:
+    most = largest_batch(manifest.profiles, side.height, side.width)
+    if min(most, max_batch or most) >= 2:
         both = heads_of(tensor)
         direct, mirrored = ({name: head[row] for name, head in both.items()} for row in (0, 1))
     else:

@@ -1,5 +1,6 @@
 """Loading a plan, and the TensorRT executor by itself; run by tests/runtime/test_pipeline.py."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,29 @@ def test_a_tensorrt_that_is_too_old(tmp_path: Path, device: Device) -> None:
         pytest.raises(BundleError, match=r"tensorrt 10.0.1 is installed, 10.1 or newer is needed"),
     ):
         load_engine(bundle_of(tmp_path, flavour="tensorrt", version="10.0.1", target="current"), device.info)
+
+
+def test_a_name_that_tensorrt_11_removed_fails_there(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An executor that asked for the memory by the old name would work on 10 alone."""
+    current = TensorRTExecutor.__init__
+
+    def old(self: TensorRTExecutor, bundle: EngineBundle, on: Device) -> None:
+        current(self, bundle, on)
+        self.workspace_bytes = int(self.loaded.engine.device_memory_size)
+
+    monkeypatch.setattr(TensorRTExecutor, "__init__", old)
+    for version, works in (("10.13.3.9", True), ("11.0.0.1", False)):
+        options = {"flavour": "tensorrt", "version": version, "target": "current"}
+        bundle = bundle_of(tmp_path / version, **options)
+        with world(tmp_path, "tensorrt", version):
+            if works:
+                TensorRTExecutor(bundle, device).close()
+                continue
+            with pytest.raises(AttributeError, match="device_memory_size"):
+                TensorRTExecutor(bundle, device)
+            gc.collect()
 
 
 def test_type_stubs_are_no_tensorrt(tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,3 +224,21 @@ def test_a_cache_folder_that_cannot_be_written(
     with Detector.load(bundle, backend="tensorrt", max_pixels=10000, binding="cuda-bindings") as detector:
         detector.detect(np.zeros((20, 20, 3), np.uint8))
     assert "could not be kept" in caplog.text
+
+
+def test_the_engines_own_layers(tmp_path: Path, faults: Faults, capsys: pytest.CaptureFixture[str]) -> None:
+    from typer.testing import CliRunner
+
+    from centernet_trt.cli.app import app
+    from centernet_trt.runtime.tensorrt_layers import EngineLayer, engine_layers
+
+    bundle = bundle_of(tmp_path)
+    wanted = [EngineLayer(name, "conv", ("Float NCHW",)) for name in ("hm", "wh", "reg")]
+    assert engine_layers(bundle, binding="cuda-bindings") == wanted
+    done = CliRunner().invoke(app, ["inspect", str(bundle.path), "--layers"])
+    assert done.exit_code == 0, done.output
+    assert "layers of the engine: 3; results: 3 Float NCHW" in done.output
+    faults.refuse_plan = True
+    done = CliRunner().invoke(app, ["inspect", str(bundle.path)])
+    assert done.exit_code == 0, done.output
+    assert "does not tell what it made of them: TensorRT refuses the plan" in done.output.replace("\n", " ")

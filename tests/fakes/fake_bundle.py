@@ -1,5 +1,6 @@
 """Bundles whose plan the fake of TensorRT loads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,24 @@ def write_bundle(
     batch: tuple[int, int, int],
     sides: tuple[int, int, int],
     flavour: str = "rtx",
+    further: Sequence[ProfileRecord] = (),
     **plan: Any,
 ) -> EngineBundle:
-    """Write a bundle of this graph: profile ranges as (min, opt, max), `sides` for height and width alike."""
+    """Write a bundle of this graph: profile ranges as (min, opt, max), `sides` for height and width alike.
+
+    `further`: profiles after that one. `plan`: what its record says otherwise; `engine_profiles` what the engine has.
+    """
     data = model.SerializeToString()
     with replacing_folder(folder) as work:
         (work / "model.onnx").write_bytes(data)
         record = record_file(work / "model.onnx")
         version = str(plan.pop("version", VERSIONS[flavour]))
-        (work / "fake.plan").write_bytes(fake_plan(data, flavour, version))
+        ranges = [ShapeRange.of(*batch), ShapeRange.of(*sides), ShapeRange.of(*sides)]
+        profiles = (ProfileRecord(batch=ranges[0], height=ranges[1], width=ranges[2]), *further)
+        shapes = plan.pop("engine_profiles", _shapes(profiles))
+        (work / "fake.plan").write_bytes(fake_plan(data, flavour, version, shapes))
         told = {"flavour": flavour, "version": version, "target": "portable", "tf32": False, "seconds": 0.0}
         plans = (PlanRecord(**(record_file(work / "fake.plan").model_dump() | told | plan)),)
-        ranges = [ShapeRange.of(*batch), ShapeRange.of(*sides), ShapeRange.of(*sides)]
         manifest = Manifest(
             name=folder.name,
             product="centernet-trt test",
@@ -40,7 +47,7 @@ def write_bundle(
             command="centernet-trt build tiny.onnx",
             precision="fp32",
             spec=spec,
-            profile=ProfileRecord(batch=ranges[0], height=ranges[1], width=ranges[2]),
+            profiles=profiles,
             input=_tensor(model.graph.input[0]),
             heads=tuple(_tensor(value) for value in model.graph.output),
             source=record,
@@ -49,6 +56,16 @@ def write_bundle(
         )
         (work / "manifest.json").write_text(manifest.to_json())
     return EngineBundle.load(folder)
+
+
+def _shapes(profiles: Sequence[ProfileRecord]) -> list[list[list[int]]]:
+    return [
+        [
+            [getattr(p.batch, which), 3, getattr(p.height, which), getattr(p.width, which)]
+            for which in ("min", "opt", "max")
+        ]
+        for p in profiles
+    ]
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorRecord:

@@ -57,6 +57,11 @@ class DataType(Enum):
     HALF = 1
 
 
+class LayerInformationFormat(Enum):
+    ONELINE = 0
+    JSON = 1
+
+
 class ExecutionContextAllocationStrategy(Enum):
     STATIC = 0
     ON_PROFILE_CHANGE = 1
@@ -88,6 +93,7 @@ class Faults:
     broken: list[str] = field(default_factory=list)
     enqueues: int = 0
     replays: int = 0
+    profiles: list[int] = field(default_factory=list)  # of every run, in order
 
 
 FAULTS = Faults()
@@ -109,9 +115,9 @@ def has_context() -> bool:
     return bool(current.value)
 
 
-def fake_plan(model: bytes, flavour: str, version: str) -> bytes:
-    """The content of a plan file that the fake loads."""
-    return MAGIC + json.dumps([flavour, version]).encode() + b"\n" + model
+def fake_plan(model: bytes, flavour: str, version: str, profiles: list[Any]) -> bytes:
+    """The content of a plan file that the fake loads; `profiles`: the input's smallest, tuned and largest shape of each."""
+    return MAGIC + json.dumps([flavour, version, profiles]).encode() + b"\n" + model
 
 
 class IHostMemory(bytes):
@@ -129,18 +135,18 @@ class Runtime:
         if not head.startswith(MAGIC) or FAULTS.refuse_plan:
             self._logger.log(ILogger.Severity.ERROR, "[fake] Magic tag does not match")
             return None
-        flavour, version = json.loads(head.removeprefix(MAGIC))
+        flavour, version, profiles = json.loads(head.removeprefix(MAGIC))
         if [flavour, version] != [module.flavour, module.__version__]:
             self._logger.log(ILogger.Severity.ERROR, f"[fake] the engine was built by {flavour} {version}")
             return None
         if not has_context():
             self._logger.log(ILogger.Severity.ERROR, "[fake] no CUDA context is current")
             return None
-        return ICudaEngine(self, model)
+        return (ICudaEngine10 if is_10(module) else ICudaEngine)(self, model, profiles)
 
 
 class ICudaEngine:
-    def __init__(self, runtime: Runtime, model: bytes) -> None:
+    def __init__(self, runtime: Runtime, model: bytes, profiles: list[Any]) -> None:
         import onnxruntime
 
         graph = onnx.load_from_string(model).graph
@@ -153,6 +159,7 @@ class ICudaEngine:
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.layers = [node.name for node in graph.node]
         self.contexts = 0
+        self._profiles = profiles
         LIVE.add(self)
 
     @property
@@ -161,7 +168,11 @@ class ICudaEngine:
 
     @property
     def num_optimization_profiles(self) -> int:
-        return 1
+        return len(self._profiles)
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert name in self._inputs
+        return [tuple(shape) for shape in self._profiles[profile_index]]
 
     @property
     def device_memory_size_v2(self) -> int:
@@ -175,6 +186,9 @@ class ICudaEngine:
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType[self._types[name]]
+
+    def create_engine_inspector(self) -> "EngineInspector":
+        return EngineInspector(self)
 
     def create_runtime_config(self) -> "IRuntimeConfig":
         return IRuntimeConfig()
@@ -195,6 +209,40 @@ class ICudaEngine:
         self.contexts += 1
         kind = RtxExecutionContext if MODULES[-1].flavour == "rtx" else IExecutionContext
         return kind(self, config, first=self.contexts == 1)
+
+
+class ICudaEngine10(ICudaEngine):
+    """What TensorRT 10 has beside the above, and 11 removed (NVIDIA's list of removed Python APIs); RTX never had it."""
+
+    @property
+    def device_memory_size(self) -> int:
+        return WORKSPACE
+
+    def get_device_memory_size_for_profile(self, profile_index: int) -> int:
+        return WORKSPACE
+
+
+class IInt8EntropyCalibrator2:
+    """Of TensorRT 10 alone, as every calibrator."""
+
+
+class BuilderFlag(Enum):
+    """Of TensorRT 10: the flags of weak typing."""
+
+    FP16 = 0
+    INT8 = 1
+
+
+class EngineInspector:
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine = engine
+        LIVE.add(self)
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        assert format is LayerInformationFormat.JSON
+        outputs = [{"Name": "t", "Format/Datatype": "Float NCHW"}]
+        rows = [{"Name": name, "LayerType": "conv", "Outputs": outputs} for name in self._engine.layers]
+        return json.dumps({"Layers": rows, "Bindings": []})
 
 
 class IRuntimeCache:
@@ -260,8 +308,16 @@ class IExecutionContext:
         return False
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        status = ctypes.c_int()
+        driver().cuStreamIsCapturing(ctypes.c_void_p(stream_handle), ctypes.byref(status))
+        if status.value:
+            FAULTS.broken.append("the optimisation profile was switched while its stream was recorded")
+        if not 0 <= profile_index < self.engine.num_optimization_profiles:
+            return self._refuse(f"there is no profile {profile_index}")
         self.active_optimization_profile = profile_index
-        return profile_index == 0
+        self._shape = None  # TensorRT forgets the shapes with the profile
+        self._generation += 1
+        return True
 
     def set_device_memory(self, memory: int, size: int) -> None:
         if memory % 256 or size < WORKSPACE:
@@ -271,6 +327,11 @@ class IExecutionContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         if name not in self.engine._inputs or len(shape) != 4 or FAULTS.refuse_shape:
             return self._refuse(f"shape {shape} of {name} is outside the profile")
+        if self.active_optimization_profile < 0:
+            return self._refuse("no profile was set")
+        smallest, _, largest = self.engine._profiles[self.active_optimization_profile]
+        if not all(low <= side <= high for low, side, high in zip(smallest, shape, largest, strict=True)):
+            return self._refuse(f"shape {shape} is outside profile {self.active_optimization_profile}")
         self._shape = tuple(shape)
         self._generation += 1  # graphs that were recorded before are invalid now
         return True
@@ -304,7 +365,7 @@ class IExecutionContext:
             return self._refuse("IExecutionContext::enqueueV3: refused as the test asked")
         if not has_context():
             return self._refuse("no CUDA context is current")
-        if self.active_optimization_profile != 0 or not self._memory or self._shape is None:
+        if self.active_optimization_profile < 0 or not self._memory or self._shape is None:
             return self._refuse("no profile, memory or shape was set")
         if set(self._addresses) != set(self.engine._types):
             return self._refuse("not all addresses were set")
@@ -351,7 +412,7 @@ class _Work:
         assert shape is not None
         known = _shapes(engine, shape)
         self._engine = weakref.ref(engine)
-        self._memory = context._memory
+        self._memory, self._profile = context._memory, context.active_optimization_profile
         self._arrays = {
             name: (context._addresses[name], known[name], _NUMPY[engine._types[name]]) for name in known
         }
@@ -367,6 +428,7 @@ class _Work:
 
     def _compute(self) -> None:
         FAULTS.replays += 1
+        FAULTS.profiles.append(self._profile)
         context, engine = self._context(), self._engine()
         if context is None or engine is None:
             FAULTS.broken.append("the network ran after its context was destroyed")
@@ -397,19 +459,32 @@ def _shapes(engine: ICudaEngine, shape: tuple[int, ...]) -> dict[str, tuple[int,
 MODULES: list[Any] = []
 _COMMON = (
     ILogger, IProfiler, TensorIOMode, DataType, ExecutionContextAllocationStrategy,
-    Runtime, ICudaEngine, IExecutionContext, IHostMemory,
+    Runtime, ICudaEngine, IExecutionContext, IHostMemory, EngineInspector, LayerInformationFormat,
 )  # fmt: skip
+_ONLY_10 = (IInt8EntropyCalibrator2, BuilderFlag)
 _RTX_ONLY = (IRuntimeConfig, IRuntimeCache, CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy)
 
 
+def is_10(module: Any) -> bool:
+    """Whether the module plays full TensorRT before 11."""
+    return bool(module.flavour == "tensorrt" and int(module.__version__.split(".")[0]) < 11)
+
+
 def make_module(flavour: str, version: str) -> ModuleType:
-    """The module of one flavour; the last one made is the one that answers."""
+    """The module of one flavour; the last one made is the one that answers.
+
+    What TensorRT 11 removed is there when it plays 10, and not when it plays 11: whoever uses it fails.
+    """
     made: Any = ModuleType("tensorrt_rtx" if flavour == "rtx" else "tensorrt")
     made.__version__, made.flavour = version, flavour
     for kind in (*_COMMON, *(_RTX_ONLY if flavour == "rtx" else ())):
         setattr(made, kind.__name__, kind)
     if flavour == "rtx":
         made.IExecutionContext = RtxExecutionContext
+    if is_10(made):
+        made.ICudaEngine = ICudaEngine10
+        for kind in _ONLY_10:
+            setattr(made, kind.__name__, kind)
     if flavour == "tensorrt":
         made.init_libnvinfer_plugins = lambda logger, namespace: True
     MODULES.append(made)

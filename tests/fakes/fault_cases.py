@@ -50,7 +50,7 @@ def requests(bundle: EngineBundle, images: list[BgrImage]) -> list[Request]:
 
 
 def journey(bundle: EngineBundle, faulty: FaultyBindings) -> list[Detections]:
-    """Load, run two shapes (new, recorded, replayed, forgotten), close: all that a pipeline does."""
+    """Load, run two shapes (new, recorded, replayed, forgotten), one image pinned, close: all that a pipeline does."""
     with planted(faulty):
         pipeline = Pipeline.load(bundle, OPTIONS)
         faulty.armed = True
@@ -59,7 +59,9 @@ def journey(bundle: EngineBundle, faulty: FaultyBindings) -> list[Detections]:
             found: list[Detections] = []
             for batch in (small, small, large):
                 found = pipeline.run([batch, batch])[1]
-            return found
+            pinned = pipeline.pinned_image(60, 60)
+            pinned[...] = large[0].image
+            return pipeline.run([[large[0]._replace(image=pinned)]])[0] + found
         finally:
             pipeline.close()
 

@@ -12,7 +12,7 @@ from centernet_trt.runtime.driver_errors import DriverError
 
 NAMES = {2: "CUDA_ERROR_OUT_OF_MEMORY", 719: "CUDA_ERROR_LAUNCH_FAILED", 999: "CUDA_ERROR_UNKNOWN"}
 # These give things back. A driver that reports an earlier failure there has still done its work.
-GIVES_BACK = ("Free", "Destroy", "Unload", "Release", "PopCurrent", "EndCapture")
+GIVES_BACK = ("Free", "Destroy", "Unload", "Unregister", "Release", "PopCurrent", "EndCapture")
 
 
 class FaultyBindings(CudaBindings):

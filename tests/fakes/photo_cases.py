@@ -1,7 +1,6 @@
 """Real models on photographs, the pipeline against the ONNX Runtime backend; run by tests/runtime/test_pipeline.py."""
 
-import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -9,15 +8,18 @@ import numpy as np
 import onnx
 import pytest
 from fake_bundle import write_bundle
-from standin_world import half_heads, same, world
+from standin_world import BINDINGS, half_heads, load, on_host, programs, same, world
+from thread_cases import in_threads
 
-from centernet_trt.runtime import Detections, Detector
+from centernet_trt.runtime import Detections
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.driver_binding import BindingName
 from centernet_trt.runtime.images import BgrImage
 from centernet_trt.runtime.presets import preset
+from centernet_trt.runtime.tta import TestTimeAugmentation
 
 pytestmark = pytest.mark.shared
+PIXELS = 640 * 640
 MODELS = {
     "centerface": ("centerface/centerface.onnx", "demo_images", (32, 320, 640)),
     "ttf-ltrb": ("mb3_centernet_coco/mb3_centernet.onnx", "coco_val2017_dev/images", (512, 512, 512)),
@@ -79,26 +81,28 @@ def agree(found: Detections, wanted: Detections) -> None:
                 assert gaps.min() < 4
 
 
-@pytest.mark.parametrize("binding", ["cuda-bindings", "pycuda"])
+def rows_of(
+    found: Iterable[Detections], wanted: Iterable[Detections]
+) -> Iterator[tuple[Detections, Detections]]:
+    return zip(found, wanted, strict=True)
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_real_models(
     tmp_path: Path, shared: Path, in_world: None, name: str, half: bool, binding: BindingName
 ) -> None:
-    if binding == "pycuda" and importlib.util.find_spec("pycuda") is None:
-        pytest.skip("PyCUDA is not installed (make gpu)")
     assets = shared / "assets"
     bundle = bundle_of(tmp_path, assets, name, half)
     images = photographs(assets, name, 8)
-    with (
-        Detector.load(bundle, backend="onnxruntime", threads=1) as host,
-        Detector.load(bundle, backend="tensorrt", binding=binding, max_pixels=640 * 640) as detector,
-    ):
-        for count in (1, 3) if half or binding == "pycuda" else (1, 3, 8):
-            wanted = host.detect_batch(images[:count], 0.3)
+    with on_host(bundle) as host, load(bundle, binding=binding, streams=2, max_pixels=PIXELS) as detector:
+        every = host.detect_batch(images, 0.3)
+        for count in (1, 3, 8):
+            wanted = every[:count]
             assert sum(len(detections) for detections in wanted) >= count
             for _ in range(2):  # as launches, then as a graph
-                for one, other in zip(detector.detect_batch(images[:count], 0.3), wanted, strict=True):
+                for one, other in rows_of(detector.detect_batch(images[:count], 0.3), wanted):
                     agree(one, other)
         # Cut to a size that is not scaled, there is nothing to differ.
         exact = [
@@ -106,8 +110,68 @@ def test_real_models(
             for image in images
             if min(image.shape[0] - 320, image.shape[1] - 512) >= 0
         ]
-        for one, other in zip(
-            detector.detect_batch(exact[:3], 0.3), host.detect_batch(exact[:3], 0.3), strict=True
-        ):
+        found, wanted = detector.detect_batch(exact[:3], 0.3), host.detect_batch(exact[:3], 0.3)
+        for one, other in rows_of(found, wanted):
             if len(other):
                 same(one, other, pixels=0.5 if half else 1e-2)
+    with load(bundle, binding=binding, cuda_graph=False, max_pixels=PIXELS) as plain:
+        for one, other in rows_of(plain.detect_batch(images[:3], 0.3), every[:3]):
+            agree(one, other)
+        assert not any(captured for kept in programs(plain) for captured in kept.values())
+
+
+SEVERAL = [4, *(pytest.param(streams, marks=pytest.mark.slow) for streams in (1, 2, 3))]
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+@pytest.mark.parametrize("streams", SEVERAL)
+@pytest.mark.parametrize("name", MODELS)
+def test_eight_threads_on_photographs(
+    tmp_path: Path, shared: Path, in_world: None, name: str, streams: int, binding: BindingName
+) -> None:
+    """Each thread has photographs of its own, of other sizes; by `detect`, `detect_batch` and `submit`."""
+    bundle = bundle_of(tmp_path, shared / "assets", name, half=True)
+    images = photographs(shared / "assets", name, 8)
+    with (
+        on_host(bundle) as host,
+        load(bundle, binding=binding, streams=streams, max_pixels=PIXELS) as detector,
+    ):
+        wanted = host.detect_batch(images, 0.3)
+
+        def work(number: int) -> None:
+            image, pair = images[number], [images[number], images[(number + 1) % 8]]
+            match number % 3:
+                case 0:
+                    found = [detector.detect(image, 0.3)]
+                case 1:
+                    found = detector.detect_batch(pair, 0.3)
+                case _:
+                    found = [detector.submit(image, threshold=0.3).result(60) for image in pair]
+            for one, other in zip(found, [wanted[number], wanted[(number + 1) % 8]], strict=False):
+                agree(one, other)
+
+        in_threads(work)
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.25)])
+@pytest.mark.parametrize("name", MODELS)
+def test_flip_and_multiscale_on_photographs(
+    tmp_path: Path,
+    shared: Path,
+    in_world: None,
+    name: str,
+    scales: tuple[float, ...],
+    binding: BindingName,
+) -> None:
+    """The heads are averaged on the host, from inputs made there: nothing may differ but the last bits."""
+    bundle = bundle_of(tmp_path, shared / "assets", name, half=False)
+    points = {head.name: (1, 0, 2, 4, 3) for head in bundle.manifest.spec.heads.extra}
+    images = [image[:500, :500] for image in photographs(shared / "assets", name, 2)]
+    for flip in (True, False):
+        tta = TestTimeAugmentation(flip=flip, scales=scales, flip_index=points if flip else {})
+        with on_host(bundle) as host, load(bundle, binding=binding, max_pixels=PIXELS) as detector:
+            for one, other in rows_of(
+                detector.detect_batch(images, 0.3, tta=tta), host.detect_batch(images, 0.3, tta=tta)
+            ):
+                same(one, other, pixels=1e-2)

@@ -1,22 +1,22 @@
 """The pipeline and the Detector on the stand-in driver with the fake of TensorRT; run by tests/runtime/test_pipeline.py."""
 
-import ctypes
-import importlib.util
 import logging
 import os
-import threading
+import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_tensorrt
-import numpy as np
 import pytest
 from fake_tensorrt import Faults
-from standin_world import counted, counts, pictures, same, tiny, world
+from standin_world import BINDINGS, counted, counts, load, on_host, pictures, programs, same, tiny, world
 
 from centernet_trt.errors import BackendError, CudaError, InputError
-from centernet_trt.runtime import BatchError, Detector
+from centernet_trt.runtime import BatchError, Detector, ranges
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.driver_binding import BindingName
 from centernet_trt.runtime.pipeline import Pipeline
@@ -34,30 +34,13 @@ def bundle(tmp_path: Path) -> EngineBundle:
     return tiny(tmp_path)
 
 
-def load(bundle: EngineBundle, **options: Any) -> Detector:
-    options = {"binding": "cuda-bindings", "max_pixels": 200 * 200, "streams": 1} | options
-    return Detector.load(bundle, backend="tensorrt", **options)
-
-
-def on_host(bundle: EngineBundle) -> Detector:
-    return Detector.load(bundle, backend="onnxruntime", threads=1)
-
-
-def programs(detector: Detector) -> list[dict[tuple[int, int, int, int], bool]]:
-    backend = detector._backend
-    assert isinstance(backend, Pipeline)
-    return [lane.programs for lane in backend._lanes]
-
-
-@pytest.mark.parametrize("binding", ["cuda-bindings", "pycuda"])
+@pytest.mark.parametrize("binding", BINDINGS)
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("cuda_graph", [True, False])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_equals_the_host(
     tmp_path: Path, faults: Faults, binding: BindingName, half: bool, cuda_graph: bool, fixed: bool
 ) -> None:
-    if binding == "pycuda" and importlib.util.find_spec("pycuda") is None:
-        pytest.skip("PyCUDA is not installed (make gpu)")
     bundle = tiny(tmp_path, sides=(64, 64, 64) if fixed else (32, 64, 128), half=half)
     sizes = [(60, 50), (63, 63), (40, 33)] + ([] if fixed else [(64, 96), (20, 25)])
     with on_host(bundle) as host, load(bundle, cuda_graph=cuda_graph, binding=binding) as detector:
@@ -132,8 +115,11 @@ def check_hot_path(detector: Detector, images: list[Any]) -> None:
     assert made.waits <= 1
 
 
-def test_the_hot_path_is_one_copy_one_graph_one_wait(bundle: EngineBundle, faults: Faults) -> None:
-    with load(bundle) as detector:
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_the_hot_path_is_one_copy_one_graph_one_wait(
+    bundle: EngineBundle, faults: Faults, binding: BindingName
+) -> None:
+    with load(bundle, binding=binding) as detector:
         for images in (pictures(1, 60, 60), pictures(8, 60, 60), pictures(3, 60, 50) + pictures(2, 40, 63)):
             check_hot_path(detector, images)
 
@@ -229,48 +215,10 @@ def test_one_bad_image_fails_alone(tmp_path: Path, faults: Faults) -> None:
         ]
 
 
-@pytest.mark.parametrize("streams", [1, 2, 4])
-def test_eight_threads(bundle: EngineBundle, faults: Faults, streams: int) -> None:
-    images = [pictures(1, 40 + 4 * n, 60, seed=n)[0] for n in range(6)]
-    with on_host(bundle) as host, load(bundle, streams=streams) as detector:
-        wanted = [host.detect(image, 0.3) for image in images]
-        failures: list[str] = []
-
-        def work(start: int) -> None:
-            try:
-                for n in range(6):
-                    row = (start + n) % len(images)
-                    same(detector.detect(images[row], 0.3), wanted[row])
-                    found = detector.detect_batch(images[row:] + images[:row], 0.3)
-                    for one, other in zip(found, wanted[row:] + wanted[:row], strict=True):
-                        same(one, other)
-            except BaseException as error:  # noqa: BLE001 - it is shown by the test
-                failures.append(repr(error))
-
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not failures, failures
-        assert sum(bool(kept) for kept in programs(detector)) == streams
-
-
 def test_batches_of_one_call_overlap_on_the_streams(bundle: EngineBundle, faults: Faults) -> None:
     with load(bundle, streams=3, max_batch=2) as detector:
         detector.detect_batch(pictures(6, 60, 60), 0.3)
         assert [bool(kept) for kept in programs(detector)] == [True] * 3
-
-
-def test_submitted_images(bundle: EngineBundle, faults: Faults) -> None:
-    images = pictures(12, 60, 60)
-    with on_host(bundle) as host, load(bundle, streams=2) as detector:
-        futures = [
-            detector.submit(image, threshold=0.2 + 0.05 * (n % 3), top_k=10 + n)
-            for n, image in enumerate(images)
-        ]
-        for n, (image, future) in enumerate(zip(images, futures, strict=True)):
-            same(future.result(60), host.detect(image, 0.2 + 0.05 * (n % 3), top_k=10 + n))
 
 
 @pytest.mark.parametrize("tta", ["flip", "multiscale"])
@@ -279,78 +227,6 @@ def test_augmentation(tmp_path: Path, faults: Faults, tta: Any) -> None:
     (image,) = pictures(1, 60, 60)
     with on_host(bundle) as host, load(bundle) as detector:
         same(detector.detect(image, 0.3, tta=tta), host.detect(image, 0.3, tta=tta))
-
-
-class CudaArray:
-    """An array in device memory as another library would give it, by `__cuda_array_interface__`."""
-
-    def __init__(self, image: np.ndarray[Any, Any], pitch: int, stream: int | None) -> None:
-        driver, address = fake_tensorrt.driver(), ctypes.c_void_p()
-        height, width, channels = image.shape
-        assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(height * pitch)) == 0
-        assert address.value is not None
-        self.address = address.value
-        raw = (ctypes.c_uint8 * (height * pitch)).from_address(self.address)
-        rows = np.ctypeslib.as_array(raw).reshape(height, pitch)
-        rows[:, : width * channels] = image.reshape(height, -1)
-        self.pixels = np.lib.stride_tricks.as_strided(rows, image.shape, (pitch, channels, 1))
-        self.interface = {
-            "shape": image.shape,
-            "typestr": "|u1",
-            "data": (self.address, False),
-            "strides": (pitch, channels, 1),
-            "version": 3,
-            "stream": stream,
-        }
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return self.interface
-
-    def free(self) -> None:
-        assert fake_tensorrt.driver().cuMemFree_v2(ctypes.c_void_p(self.address)) == 0
-
-
-class DlpackArray(CudaArray):
-    """The same by DLPack, as CuPy and PyTorch do."""
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0
-
-    def __dlpack__(self, stream: int) -> Any:
-        assert stream == 1
-        return self.pixels.__dlpack__()
-
-
-@pytest.mark.parametrize("kind", [CudaArray, DlpackArray])
-@pytest.mark.parametrize(("channels", "stream"), [(3, None), (4, 1), (1, 2)])
-def test_images_in_gpu_memory(
-    bundle: EngineBundle, faults: Faults, kind: type[CudaArray], channels: int, stream: int | None
-) -> None:
-    image = np.random.default_rng(1).integers(0, 256, (50, 60, channels), dtype=np.uint8)
-    with on_host(bundle) as host, load(bundle) as detector:
-        backend = detector._backend
-        assert isinstance(backend, Pipeline)
-        with backend.device.current:
-            resident = kind(image, 60 * channels + 17, stream)
-        wanted = host.detect(image, 0.3)
-        other = pictures(1, 60, 60)[0]
-        for _ in range(2):
-            same(detector.detect(resident, 0.3), wanted)  # type: ignore[arg-type]
-            mixed = detector.detect_batch([other, resident], 0.3)  # type: ignore[list-item]
-            same(mixed[0], host.detect(other, 0.3))
-            same(mixed[1], wanted)
-        with counted() as found:
-            detector.detect(resident, 0.3)  # type: ignore[arg-type]
-        assert (found[0].copies, found[0].allocations, found[0].graph_launches) == (1, 0, 1)
-        with pytest.raises(InputError, match="the network runs on the host"):
-            host.detect(resident)  # type: ignore[arg-type]
-        resident.interface["shape"] = (50, 60, channels, 1)
-        if kind is CudaArray:
-            with pytest.raises(InputError, match="a GPU image of uint8 and shape"):
-                detector.detect(resident)  # type: ignore[arg-type]
-        with backend.device.current:
-            resident.free()
 
 
 def test_warmup(bundle: EngineBundle, faults: Faults) -> None:
@@ -366,18 +242,56 @@ def test_warmup(bundle: EngineBundle, faults: Faults) -> None:
         detector.warmup()
         with pytest.raises(InputError, match="1 to 8 images"):
             detector.warmup(batches=[9])
-        with pytest.raises(InputError, match="built for widths"):
+        with pytest.raises(InputError, match="built for batch"):
             detector.warmup([(999, 20)])
 
 
-def test_a_sleeping_wait_and_a_device_by_uuid(bundle: EngineBundle, faults: Faults) -> None:
-    with load(bundle, spin=False, device="GPU-0707") as detector:
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_a_wait_that_sleeps(bundle: EngineBundle, faults: Faults, binding: BindingName) -> None:
+    """`spin=False` reaches the driver as the flag of the event that a call waits for."""
+    (image,) = pictures(1, 60, 60)
+    with on_host(bundle) as host:
+        for spin, sleeping in ((True, 0), (False, 2)):
+            with load(bundle, spin=spin, streams=2, binding=binding) as detector:
+                assert fake_tensorrt.driver().standin_sleeping_events() == sleeping
+                same(detector.detect(image, 0.3), host.detect(image, 0.3))
+
+
+def test_a_device_by_uuid_and_wrong_options(bundle: EngineBundle, faults: Faults) -> None:
+    with load(bundle, device="GPU-0707") as detector:
         detector.detect(pictures(1, 60, 60)[0])
     with pytest.raises(BackendError, match="there is no GPU 3"):
         load(bundle, device=3)
     for options in ({"streams": 0}, {"max_batch": 99}, {"max_pixels": 0}):
         with pytest.raises(InputError):
             load(bundle, **options)
+
+
+def test_ranges_for_the_profiler(
+    bundle: EngineBundle, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch shows as `start` and `wait`, in this order and closed, where nvtx is installed."""
+    seen: list[str] = []
+
+    @contextmanager
+    def annotate(name: str, domain: str) -> Iterator[None]:
+        assert domain == "centernet-trt"
+        seen.append(f"{name} begins")
+        yield
+        seen.append(f"{name} ends")
+
+    monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=annotate))
+    ranges._annotate.cache_clear()
+    try:
+        with load(bundle) as detector:
+            detector.detect(pictures(1, 60, 60)[0])
+            assert seen == ["start begins", "start ends", "wait begins", "wait ends"]
+            faults.refuse_shape = True
+            with pytest.raises(BackendError):
+                detector.detect(pictures(1, 20, 20)[0])
+            assert seen.count("start begins") == 2
+    finally:
+        ranges._annotate.cache_clear()
 
 
 def test_auto(bundle: EngineBundle, faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
@@ -390,6 +304,15 @@ def test_auto(bundle: EngineBundle, faults: Faults, caplog: pytest.LogCaptureFix
     assert "the network runs in ONNX Runtime: TensorRT refuses the plan" in caplog.text
     with Detector.load(bundle, mode="faithful") as detector:
         assert "faithful" in detector.note
+
+
+def test_the_bundle_may_be_removed_while_it_is_in_use(bundle: EngineBundle, faults: Faults) -> None:
+    images = [*pictures(1, 60, 60), *pictures(1, 20, 40)]
+    with on_host(bundle) as host, load(bundle) as detector:
+        same(detector.detect(images[0], 0.3), host.detect(images[0], 0.3))
+        shutil.rmtree(bundle.path)
+        for image in images * 2:  # the second one's shape is new
+            same(detector.detect(image, 0.3), host.detect(image, 0.3))
 
 
 def test_use_after_close(bundle: EngineBundle, faults: Faults) -> None:
@@ -415,8 +338,14 @@ def test_a_fork_is_an_error_and_ends_cleanly(bundle: EngineBundle, faults: Fault
         if child == 0:
             verdict = 1
             try:
-                detector.detect(image)
-            except (BackendError, CudaError):
+                for call in (detector.detect, detector.submit, lambda image: detector.pinned_image(8, 8)):
+                    try:
+                        call(image)
+                    except (BackendError, CudaError) as error:
+                        if "its fork" not in error.message:
+                            os._exit(3)
+                    else:
+                        os._exit(2)
                 detector.close()
                 verdict = 0
             finally:

@@ -4,9 +4,10 @@ import gc
 from pathlib import Path
 
 import pytest
-from standin_world import counts, pictures, same, tiny, world
+from standin_world import BINDINGS, counts, pictures, same, tiny, world
 
 from centernet_trt.runtime import Detector
+from centernet_trt.runtime.driver_binding import BindingName
 from centernet_trt.runtime.pipeline import Pipeline
 
 CALLS = 20_000
@@ -17,7 +18,8 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.slow
-def test_soak(tmp_path: Path) -> None:
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_soak(tmp_path: Path, binding: BindingName) -> None:
     """Calls of changing sizes and batches on two streams, shapes coming and going: no buffer, graph or byte more."""
     # More shapes than the streams keep, so that graphs are made and forgotten all the time, but seldom.
     batches = [
@@ -26,16 +28,18 @@ def test_soak(tmp_path: Path) -> None:
     with world(tmp_path), Detector.load(tiny(tmp_path), backend="onnxruntime", threads=1) as host:
         wanted = [host.detect_batch(batch, 0.5) for batch in batches]
         with Detector.load(
-            tiny(tmp_path), backend="tensorrt", max_pixels=10000, binding="cuda-bindings", max_graphs=3
+            tiny(tmp_path), backend="tensorrt", max_pixels=10000, binding=binding, max_graphs=3
         ) as detector:
             backend = detector._backend
             assert isinstance(backend, Pipeline)
             memory = []
+            pinned = detector.pinned_image(20, 20)
+            pinned[...] = batches[0][0]
             start = counts()
             for call in range(CALLS):
                 # Mostly one shape after the other for a while.
                 row = (call // 250) % len(batches)
-                found = detector.detect_batch(batches[row], 0.5)
+                found = detector.detect_batch([pinned] if row == 0 and call % 2 else batches[row], 0.5)
                 if call % 500 == 0:
                     for one, other in zip(found, wanted[row], strict=True):
                         same(one, other)

@@ -1,11 +1,13 @@
 """What the pipeline's tests on the stand-in driver share: the fake TensorRT in place, counters, the end's checks."""
 
 import ctypes
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fake_tensorrt
 import numpy as np
@@ -14,9 +16,21 @@ import pytest
 from fake_bundle import VERSIONS, write_bundle
 from tiny_centernet import tiny_model, tiny_spec
 
-from centernet_trt.runtime import Detections
+from centernet_trt.runtime import Detections, Detector
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.images import BgrImage
+from centernet_trt.runtime.pipeline import Pipeline
+
+BINDINGS = [
+    "cuda-bindings",
+    pytest.param(
+        "pycuda",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("pycuda") is None, reason="PyCUDA is not installed (make gpu)"
+        ),
+    ),
+]
+"""Both bindings of the driver, for `parametrize`."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +123,26 @@ def same(found: Detections, expected: Detections, pixels: float = 1e-3) -> None:
     assert found.extra.keys() == expected.extra.keys()
     for name, values in expected.extra.items():
         np.testing.assert_allclose(found.extra[name], values, atol=pixels)
+
+
+def load(bundle: EngineBundle, **options: Any) -> Detector:
+    """The bundle's detector on the stand-in driver; one stream and cuda-bindings unless the options say otherwise."""
+    options = {"binding": "cuda-bindings", "max_pixels": 200 * 200, "streams": 1} | options
+    return Detector.load(bundle, backend="tensorrt", **options)
+
+
+def on_host(bundle: EngineBundle) -> Detector:
+    """The same in ONNX Runtime: the oracle."""
+    return Detector.load(bundle, backend="onnxruntime", threads=1)
+
+
+def pipeline_of(detector: Detector) -> Pipeline:
+    """The pipeline behind a detector."""
+    backend = detector._backend
+    assert isinstance(backend, Pipeline)
+    return backend
+
+
+def programs(detector: Detector) -> list[dict[tuple[int, int, int, int], bool]]:
+    """Of each stream: the shapes that it keeps, and whether each runs as a graph."""
+    return [lane.programs for lane in pipeline_of(detector)._lanes]

@@ -13,6 +13,11 @@ void standin_counters(uint64_t* to) {
     LOCK;
     std::memcpy(to, &device().counters, sizeof(Counters));
 }
+// Events for which a waiting thread sleeps.
+int standin_sleeping_events() {
+    LOCK;
+    return (int)std::count_if(device().events.begin(), device().events.end(), [](const Event* e) { return e->sleeps; });
+}
 int standin_fault_count() {
     LOCK;
     check_canaries();

@@ -43,6 +43,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
         case 16: return *value = setting("STANDIN_MULTIPROCESSORS", 5), SUCCESS;
         case 17: case 18: case 20: case 34: case 35: return *value = 0, SUCCESS;  // timeout, integrated, mode, bus, slot
         case 19: case 31: case 40: case 41: return *value = 1, SUCCESS;  // host mapping, concurrency, copies, unified
+        case 38: return *value = 1 << 20, SUCCESS;        // L2 cache
         case 39: return *value = 2048, SUCCESS;           // threads a multiprocessor
         case 75: return *value = architecture() / 10, SUCCESS;
         case 76: return *value = architecture() % 10, SUCCESS;

@@ -42,7 +42,33 @@ int cuMemGetInfo_v2(size_t* left, size_t* total) {
     return SUCCESS;
 }
 
+// Memory of the caller's own, locked: begin -> bytes.
+int cuMemHostRegister_v2(void* address, size_t size, unsigned) {
+    NEEDS_CONTEXT;
+    NOT_IN_CAPTURE;
+    const uintptr_t begin = (uintptr_t)address;
+    if (!size || find(begin)) return INVALID_VALUE;
+    for (const auto& [other, bytes] : memory().locked)
+        if (begin < other + bytes && other < begin + size) return 712;  // locked already
+    memory().locked[begin] = size;
+    return SUCCESS;
+}
+int cuMemHostUnregister(void* address) {
+    NEEDS_CONTEXT;
+    NOT_IN_CAPTURE;
+    run_device();
+    return memory().locked.erase((uintptr_t)address) ? SUCCESS : 713;
+}
+int cuPointerGetAttribute(void* value, int attribute, uintptr_t address) {
+    NEEDS_CONTEXT;
+    if (attribute != 2) return INVALID_VALUE;  // the kind of memory
+    const Allocation* a = find(address);
+    if ((!a || a->freed) && !locked(address, 1)) return INVALID_VALUE;
+    return *(unsigned*)value = a && a->kind == Kind::device ? 2 : 1, SUCCESS;
+}
+
 static bool pinned(uintptr_t address) {
+    if (locked(address, 1)) return true;
     const Allocation* a = find(address);
     return a && !a->freed && a->kind == Kind::pinned;
 }

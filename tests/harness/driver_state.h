@@ -46,6 +46,7 @@ void report_leaks() {
     };
     add(blocks[0], "device allocations");
     add(blocks[1], "pinned allocations");
+    add(memory().locked.size(), "locked ranges");
     add(device().streams.size(), "streams");
     add(device().events.size(), "events");
     add(device().graphs.size(), "graphs");
@@ -64,9 +65,31 @@ int check_context() {
     return current.empty() || !current.back() ? INVALID_CONTEXT : SUCCESS;
 }
 
+// Python's own, where Python is in the process.
+extern "C" {
+int Py_IsInitialized() __attribute__((weak));
+int PyGILState_Check() __attribute__((weak));
+void* PyEval_SaveThread() __attribute__((weak));
+void PyEval_RestoreThread(void*) __attribute__((weak));
+}
+
+// The driver's lock. The thread that runs the queued work holds it, and that work may be Python's (the fake of TensorRT), which
+// needs the GIL. PyCUDA makes many calls with the GIL held: one that has to wait here lets it go, or the two would wait for
+// each other. NVIDIA's driver calls nobody back under a lock, so this is the stand-in's matter alone.
+struct Lock {
+    std::unique_lock<std::recursive_mutex> held{device().mutex, std::try_to_lock};
+    Lock() {
+        if (held.owns_lock()) return;
+        const bool has_gil = PyGILState_Check && Py_IsInitialized() && PyGILState_Check();
+        void* thread = has_gil ? PyEval_SaveThread() : nullptr;
+        held.lock();
+        if (thread) PyEval_RestoreThread(thread);
+    }
+};
+
 }  // namespace
 
-#define LOCK std::lock_guard<std::recursive_mutex> lock(device().mutex)
+#define LOCK Lock lock
 #define NEEDS_CONTEXT \
     LOCK; \
     if (const int status = check_context()) return status

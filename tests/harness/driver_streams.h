@@ -59,6 +59,7 @@ int cuEventCreate(void** handle, unsigned flags) {
     NEEDS_CONTEXT;
     auto* event = new Event;
     event->timing = !(flags & 2);
+    event->sleeps = flags & 1;
     device().events.insert(event);
     return *handle = event, SUCCESS;
 }

@@ -26,6 +26,7 @@ struct Allocation {
 
 struct Memory {
     std::map<uintptr_t, Allocation> all;  // by data; freed ones stay, to be recognised
+    std::map<uintptr_t, size_t> locked;   // the caller's own memory that was page-locked: begin -> bytes
     std::vector<std::string> faults;
     const char* running = "";  // what the device is doing, for the fault's report
 };
@@ -102,8 +103,17 @@ inline Allocation* find(uintptr_t address) {
     return address <= (uintptr_t)a.data + a.size ? &a : nullptr;
 }
 
+// Whether the range lies in locked memory of the caller's own.
+inline bool locked(uintptr_t address, size_t size) {
+    auto after = memory().locked.upper_bound(address);
+    if (after == memory().locked.begin()) return false;
+    const auto& [begin, bytes] = *std::prev(after);
+    return address + size <= begin + bytes;
+}
+
 // False, with a report, unless [address, address + size) is live memory of ours.
 inline bool check_range(uintptr_t address, size_t size, const char* what) {
+    if (locked(address, size)) return true;
     const Allocation* a = find(address);
     std::string wrong;
     if (!a) wrong = "is not device or pinned memory";

@@ -54,6 +54,7 @@ struct Stream {
 
 struct Event {
     bool timing = true;
+    bool sleeps = false;  // those who wait for it
     Stream* stream = nullptr;
     size_t position = 0;  // in the stream
     std::shared_ptr<Capture> capture;

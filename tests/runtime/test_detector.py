@@ -1,6 +1,7 @@
 """The detector on a network whose right answer is known."""
 
 import pickle
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_a_bad_image_fails_alone(detector: Detector, tmp_path: Path) -> None:
     results = detector.detect_batch(images, 0.5, errors="return")
     assert [type(result) for result in results] == [Detections, InputError, Detections, InputError]
     assert "absent.jpg" in str(results[1])
-    assert "heights 32:64:256" in str(results[3])
+    assert "height 32:64:256" in str(results[3])
     with pytest.raises(BatchError, match="2 of 4 images failed") as caught:
         detector.detect_batch(images, 0.5)
     kept = caught.value.results[2]
@@ -118,6 +119,17 @@ def test_closed_and_unknown_backends(tmp_path: Path) -> None:
         Detector.load(tmp_path / "b", backend="tensorrt")
     with pytest.raises(BackendError, match="no backend 'cuda'"):
         Detector.load(tmp_path / "b", backend="cuda")  # type: ignore[arg-type]
+
+
+def test_a_loaded_detector_keeps_what_it_has_read(tmp_path: Path) -> None:
+    """As `docs/embedding.md` says of a bundle that is built anew, or removed, while it is in use."""
+    write_tiny_bundle(tmp_path / "b")
+    with Detector.load(tmp_path / "b", threads=1) as detector:
+        wanted = detector.detect(scene())
+        shutil.rmtree(tmp_path / "b")
+        found = detector.detect(scene())
+        np.testing.assert_array_equal(found.xyxy, wanted.xyxy)
+        assert len(detector.submit(scene(96, 64)).result(60)) == 1
 
 
 def test_says_who_ran_the_network(detector: Detector) -> None:

@@ -1,12 +1,14 @@
 """The GPU pipeline on the stand-in driver: each file of cases in a process of its own."""
 
+import importlib.util
+
 import pytest
 from standin_session import run_on_standin, run_script
 
 FAST = "not slow and not shared"
 
 
-@pytest.mark.parametrize("cases", ["pipeline", "fault", "engine"])
+@pytest.mark.parametrize("cases", ["pipeline", "thread", "upload", "fault", "engine", "profile"])
 def test_on_the_standin_driver(cases: str) -> None:
     run_on_standin(f"tests/fakes/{cases}_cases.py", "-m", FAST)
 
@@ -18,6 +20,12 @@ def test_the_kernels_by_themselves() -> None:
 @pytest.mark.shared
 def test_real_models_on_photographs() -> None:
     run_on_standin("tests/fakes/photo_cases.py", "-m", "not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_real_models_on_more_streams() -> None:
+    run_on_standin("tests/fakes/photo_cases.py", "-m", "slow")
 
 
 @pytest.mark.slow
@@ -33,16 +41,20 @@ from standin_world import pictures, tiny, world
 from centernet_trt.runtime import Detector
 scope = world(Path(sys.argv[1]))
 scope.__enter__()
-detector = Detector.load(tiny(Path(sys.argv[1])), backend="tensorrt", max_pixels=10000, binding="cuda-bindings")
+detector = Detector.load(tiny(Path(sys.argv[1])), backend="tensorrt", max_pixels=10000, binding=sys.argv[2])
 print(len(detector.detect(pictures(1, 60, 60)[0], 0.3)))
+pinned = detector.pinned_image(20, 20)
 """
 
 
+@pytest.mark.parametrize("binding", ["cuda-bindings", "pycuda"])
 @pytest.mark.parametrize("ending", ["", "del detector", "raise SystemExit(0)"])
 def test_a_detector_that_nobody_closed_is_closed_at_exit(
-    tmp_path_factory: pytest.TempPathFactory, ending: str
+    tmp_path_factory: pytest.TempPathFactory, ending: str, binding: str
 ) -> None:
-    done = run_script(EXIT + ending, tmp_path_factory.mktemp("exit"))
+    if binding == "pycuda" and importlib.util.find_spec("pycuda") is None:
+        pytest.skip("PyCUDA is not installed (make gpu)")
+    done = run_script(EXIT + ending, tmp_path_factory.mktemp("exit"), binding)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
     assert "STANDIN" not in done.stderr

@@ -20,7 +20,7 @@ from centernet_trt.runtime import ranges
 from centernet_trt.runtime.device_arrays import DeviceArray, device_array, device_image, is_device_array
 from centernet_trt.runtime.gpu_memory import MemoryUse, decode_bytes, descriptor_bytes, plan_stream
 from centernet_trt.runtime.gpu_options import GpuOptions
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
 
 
 @given(
@@ -70,10 +70,15 @@ def test_what_memory_says() -> None:
 
 
 def test_options() -> None:
-    assert GpuOptions().within(ShapeRange.of(1, 2, 8)).max_batch == 8
-    assert GpuOptions(max_batch=3).within(ShapeRange.of(1, 2, 8)).max_batch == 3
-    with pytest.raises(InputError, match="built for batches 2:4:8"):
-        GpuOptions(max_batch=1).within(ShapeRange.of(2, 4, 8))
+    def profile(*batch: int) -> ProfileRecord:
+        side = ShapeRange.of(32, 64, 128)
+        return ProfileRecord(batch=ShapeRange.of(*batch), height=side, width=side)
+
+    assert GpuOptions().within([profile(1, 2, 8)]).max_batch == 8
+    assert GpuOptions().within([profile(1, 2, 8), profile(16, 16, 16)]).max_batch == 16
+    assert GpuOptions(max_batch=3).within([profile(16, 16, 16), profile(1, 2, 8)]).max_batch == 3
+    with pytest.raises(InputError, match="built for batches 2:4:8 or 16"):
+        GpuOptions(max_batch=1).within([profile(2, 4, 8), profile(16, 16, 16)])
     for wrong in ({"streams": 0}, {"max_graphs": 0}, {"max_pixels": -1}, {"max_batch": 0}):
         with pytest.raises(InputError, match="at least 1 was expected"):
             GpuOptions(**wrong)  # type: ignore[arg-type]

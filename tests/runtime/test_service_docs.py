@@ -100,7 +100,7 @@ def test_the_web_service(workplace: Path, service: dict[str, Any]) -> None:
             huge = cv2.imencode(".png", np.zeros((900, 9, 3), np.uint8))[1].tobytes()
             refused = await client.post("/detect", content=huge)
             assert refused.status_code == 400
-            assert "heights 32:64:256" in refused.json()["detail"]
+            assert "height 32:64:256" in refused.json()["detail"]
             figures = (await client.get("/stats")).json()
             assert (figures["completed"], figures["failed"], figures["queue_depth"]) == (1, 0, 0)
             assert app.state.detector.stats.batch_sizes == {1: 1}

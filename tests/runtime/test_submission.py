@@ -20,7 +20,14 @@ from tiny_bundle import write_tiny_bundle
 from tiny_centernet import scene
 
 from centernet_trt.errors import BackendError, InputError
-from centernet_trt.runtime import Batching, Detections, Detector, QueueFullError
+from centernet_trt.runtime import (
+    BatchError,
+    Batching,
+    Detections,
+    Detector,
+    QueueFullError,
+    TestTimeAugmentation,
+)
 
 LONG = 60.0
 
@@ -51,6 +58,7 @@ WISH = st.tuples(
     st.sampled_from([None, 0.0, 0.3, 0.5, 0.62, 1.0]),
     st.sampled_from([None, [0], ["green"], [0, 1], []]),
     st.sampled_from([None, 1, 3, 100, 300]),
+    st.sampled_from([None, None, "flip", TestTimeAugmentation(scales=(1.0, 0.5))]),
     st.integers(0, 5),
 )
 
@@ -61,11 +69,39 @@ def test_each_request_gets_what_detect_gives(gathering: Detector, wishes: list[A
     random = np.random.default_rng(8)
     images = [random.integers(0, 256, (64, 64 + 32 * (n % 2), 3), dtype=np.uint8) for n in range(6)]
     futures = [
-        gathering.submit(images[row], threshold=threshold, classes=classes, top_k=top_k)
-        for threshold, classes, top_k, row in wishes
+        gathering.submit(images[row], threshold=threshold, classes=classes, top_k=top_k, tta=tta)
+        for threshold, classes, top_k, tta, row in wishes
     ]
-    for (threshold, classes, top_k, row), future in zip(wishes, futures, strict=True):
-        same(future.result(LONG), gathering.detect(images[row], threshold, classes, top_k))
+    for (threshold, classes, top_k, tta, row), future in zip(wishes, futures, strict=True):
+        same(future.result(LONG), gathering.detect(images[row], threshold, classes, top_k, tta=tta))
+
+
+@pytest.mark.parametrize("tta", ["flip", TestTimeAugmentation(flip=False, scales=(1.0, 1.5))])
+def test_a_batch_with_augmentation(detector: Detector, tmp_path: Path, tta: Any) -> None:
+    """The answers of `detect`, in order; what cannot be used fails alone, in the batch as in its future."""
+    large = np.zeros((200, 200, 3), dtype=np.uint8)  # 300 at scale 1.5, more than the bundle takes
+    images: list[Any] = [scene(), tmp_path / "absent.jpg", scene(64, 96), large]
+    good = [0, 2] if tta != "flip" else [0, 2, 3]
+    found = detector.detect_batch(images, 0.5, top_k=2, tta=tta, errors="return")
+    futures = [detector.submit(image, threshold=0.5, top_k=2, tta=tta) for image in images]
+    for row, (result, future) in enumerate(zip(found, futures, strict=True)):
+        if row in good:
+            assert isinstance(result, Detections)
+            same(result, detector.detect(images[row], 0.5, top_k=2, tta=tta))
+            same(result, future.result(LONG))
+        else:
+            assert isinstance(result, InputError)
+            with pytest.raises(InputError, match="absent.jpg" if row == 1 else "at scale 1.5"):
+                future.result(LONG)
+    with pytest.raises(BatchError) as caught:
+        detector.detect_batch(images, 0.5, top_k=2, tta=tta)
+    assert [isinstance(result, Detections) for result in caught.value.results] == [
+        row in good for row in range(4)
+    ]
+    assert detector.stats.batch_sizes == {1: len(images) - 1}  # the absent one never came into the queue
+    for call in (detector.detect_batch, detector.submit):
+        with pytest.raises(InputError, match="tta is 'twice'"):
+            call([scene()], tta="twice")  # type: ignore[operator]
 
 
 def test_requests_share_batches(gathering: Detector) -> None:
@@ -86,7 +122,7 @@ def test_a_bad_image_fails_its_own_future(detector: Detector, tmp_path: Path) ->
         for image in (scene(), tmp_path / "absent.jpg", np.zeros((900, 9, 3), dtype=np.uint8), scene())
     ]
     assert len(futures[0].result(LONG)) == len(futures[3].result(LONG)) == 1
-    for future, text in ((futures[1], "absent.jpg"), (futures[2], "heights 32:64:256")):
+    for future, text in ((futures[1], "absent.jpg"), (futures[2], "height 32:64:256")):
         with pytest.raises(InputError, match=text):
             future.result(LONG)
 

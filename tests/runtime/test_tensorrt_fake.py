@@ -104,6 +104,33 @@ def test_against_the_stubs_of_full_tensorrt() -> None:
     assert stub_members(text, "IExecutionContext")["set_device_memory"] == {"memory", "size"}
 
 
+def test_what_tensorrt_11_removed() -> None:
+    """There when the fake plays 10, where the stubs have it as well; gone when it plays 11, and from RTX."""
+    ten, eleven, rtx = (
+        fake_tensorrt.make_module(*played)
+        for played in (("tensorrt", "10.13.0"), ("tensorrt", "11.0.0"), ("rtx", "1.7.1.116"))
+    )
+    removed = [
+        ("ICudaEngine", "device_memory_size"),
+        ("ICudaEngine", "get_device_memory_size_for_profile"),
+        ("BuilderFlag", "FP16"),
+        ("BuilderFlag", "INT8"),
+        ("IInt8EntropyCalibrator2", "__init__"),
+    ]
+    for name, member in removed:
+        assert hasattr(getattr(ten, name), member)
+        for module in (eleven, rtx):
+            assert not hasattr(getattr(module, name, None), member) or name not in vars(module)
+    common = {name for name in vars(eleven) if not name.startswith("_")}
+    assert {name for name in vars(ten) if not name.startswith("_")} - common == {
+        "BuilderFlag",
+        "IInt8EntropyCalibrator2",
+    }
+    real: Any = pytest.importorskip("tensorrt_rtx")  # of the generation of 11
+    for name, member in removed[:2]:
+        assert not hasattr(getattr(real, name), member)
+
+
 def test_a_wrong_name_is_found() -> None:
     """The comparison itself: a method that does not exist, and a parameter of another name."""
     real: Any = pytest.importorskip("tensorrt_rtx")

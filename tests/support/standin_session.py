@@ -9,6 +9,7 @@ import pytest
 import standin_driver
 from cpu_build import ROOT
 
+HANGS_AFTER = 900  # seconds that no single test takes on a busy machine
 IN_STANDIN = "CENTERNET_TRT_STANDIN" in os.environ
 
 
@@ -18,6 +19,8 @@ def run_on_standin(file: str, *arguments: str, **settings: object) -> str:
     if reason is not None:
         pytest.skip(reason)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs"]
+    # Threads that wait for each other, one with the GIL, can stop the test's own watch over them: then pytest tells where.
+    command += ["-o", f"faulthandler_timeout={HANGS_AFTER}"]
     done = subprocess.run(
         [*command, *arguments, str(ROOT / file)],
         env=standin_driver.environment(**{"STANDIN_STRICT": 1} | settings),
@@ -25,6 +28,7 @@ def run_on_standin(file: str, *arguments: str, **settings: object) -> str:
         text=True,
         cwd=ROOT,
         check=False,
+        timeout=4 * HANGS_AFTER,
     )
     told = f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     assert done.returncode == 0, told

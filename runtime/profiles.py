@@ -1,0 +1,114 @@
+"""Which optimisation profile serves an input shape, and what a bundle of several profiles serves in all.
+
+An engine holds one set of kernels for each profile, tuned for its `opt` shape. An input shape is served by the profile
+that contains it; where several do, by the one whose tuned shape is nearest: the smallest sum, over batch, height and
+width, of |log2(value / opt)|, so that half and twice the tuned size are equally far. Of equally near ones the profile
+with the smaller largest shape is taken, then the first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from centernet_trt.errors import InputError
+from centernet_trt.runtime.manifest import ProfileRecord
+
+Profiles = Sequence[ProfileRecord]
+
+__all__ = [
+    "Profiles",
+    "batch_to_run",
+    "check_size",
+    "choose_profile",
+    "described",
+    "largest_batch",
+    "largest_shapes",
+]
+
+
+def choose_profile(profiles: Profiles, batch: int, height: int, width: int) -> int:
+    """Number of the profile that serves an input of `batch` images of height x width pixels; the rule is above.
+
+    Raises:
+        InputError: no profile contains the shape; the message lists them all.
+    """
+    fitting = [
+        (_distance(profile, batch, height, width), _volume(profile), number)
+        for number, profile in enumerate(profiles)
+        if batch in profile.batch and _has_size(profile, height, width)
+    ]
+    if not fitting:
+        raise InputError(
+            f"an input of {batch} images of {width}x{height} pixels was asked for; the engine was built for "
+            f"{described(profiles)}",
+            "rebuild the bundle with wider --batch, --width and --height, or with one --profile more",
+        )
+    return min(fitting)[2]
+
+
+def check_size(profiles: Profiles, height: int, width: int, asked: Callable[[], str], hint: str) -> None:
+    """Hold the size of one image's network input to the profiles, whatever the batch.
+
+    Args:
+        profiles: of the bundle.
+        height: rows of the network's input.
+        width: its columns.
+        asked: gives the beginning of the message: what needs this input.
+        hint: what to do about it.
+
+    Raises:
+        InputError: no profile contains the size; the message lists them all.
+    """
+    if not any(_has_size(profile, height, width) for profile in profiles):
+        raise InputError(
+            f"{asked()} needs a network input of {width}x{height}; the engine was built for {described(profiles)}",
+            hint,
+        )
+
+
+def largest_batch(profiles: Profiles, height: int, width: int) -> int:
+    """Most images of height x width pixels that go through the network at once; 0 where no profile has the size."""
+    return max([p.batch.max for p in profiles if _has_size(p, height, width)], default=0)
+
+
+def batch_to_run(profiles: Profiles, images: int, height: int, width: int) -> int:
+    """The smallest batch that holds `images` images of height x width pixels and that a profile takes.
+
+    Raises:
+        InputError: no profile takes so many of this size.
+    """
+    batches = [
+        max(images, p.batch.min) for p in profiles if images <= p.batch.max and _has_size(p, height, width)
+    ]
+    if not batches:
+        choose_profile(profiles, images, height, width)  # says what there is
+    return min(batches)
+
+
+def largest_shapes(profiles: Profiles, max_batch: int) -> list[tuple[int, int, int]]:
+    """The largest (batch, height, width) of each profile where at most `max_batch` images run at once.
+
+    A profile that takes no fewer than its own smallest batch runs that many.
+    """
+    return [(max(min(max_batch, p.batch.max), p.batch.min), p.height.max, p.width.max) for p in profiles]
+
+
+def described(profiles: Profiles) -> str:
+    """The profiles in words, such as `batch 1:1:8, height 512, width 512`; several are numbered."""
+    if len(profiles) == 1:
+        return str(profiles[0])
+    return "; ".join(f"profile {number}: {profile}" for number, profile in enumerate(profiles))
+
+
+def _has_size(profile: ProfileRecord, height: int, width: int) -> bool:
+    # Every call of a detector comes here, some times: comparisons cost half of what `in` does.
+    rows, columns = profile.height, profile.width
+    return rows.min <= height <= rows.max and columns.min <= width <= columns.max
+
+
+def _distance(profile: ProfileRecord, batch: int, height: int, width: int) -> float:
+    pairs = ((batch, profile.batch), (height, profile.height), (width, profile.width))
+    return sum(abs(math.log2(value / tuned.opt)) for value, tuned in pairs)
+
+
+def _volume(profile: ProfileRecord) -> int:
+    return profile.batch.max * profile.height.max * profile.width.max
