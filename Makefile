@@ -64,6 +64,20 @@ test: lint ## lint, then every test but the slow ones (what CI runs)
 test-all: lint ## every test
 	$(BIN)/python -m pytest -rs -n $(JOBS) tests
 
+# On a machine with a GPU. GPU_PYTHON=python3 takes that Python as it is, with no environment of ours and nothing installed;
+# STEPS=a,b chooses steps; GPU_ARGS are further options of evaluation/gpu_steps.py.
+GPU_PYTHON ?= $(BIN)/python
+GPU_NEEDS := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
+GPU_STEPS = PYTHONPATH=$(CURDIR)/.types$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m centernet_trt.evaluation.gpu_steps
+
+.PHONY: gpu-test
+gpu-test: $(GPU_NEEDS) types ## the tests that need a GPU, and compute-sanitizer where it is installed
+	$(GPU_STEPS) test $(if $(STEPS),--steps $(STEPS)) $(GPU_ARGS)
+
+.PHONY: gpu-bench
+gpu-bench: $(GPU_NEEDS) types ## every measurement that needs a GPU, into evaluation/results/
+	$(GPU_STEPS) bench $(if $(STEPS),--steps $(STEPS)) $(GPU_ARGS)
+
 .PHONY: clean
 clean: ## remove what the targets made (not the cache of downloaded models)
 	rm -rf $(VENV) .types build dist demo *.egg-info

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from centernet_trt.builder.profiles import ProfileRequest
 from centernet_trt.builder.recipe import Recipe, read_recipe, recipe_names
 from centernet_trt.cli.console import (
     EXIT_TOLERANCE,
@@ -21,7 +22,7 @@ from centernet_trt.cli.console import (
 )
 from centernet_trt.errors import InputError, ModelError
 from centernet_trt.runtime.bundle import EngineBundle, sha256_of
-from centernet_trt.runtime.manifest import Precision, ShapeRange
+from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
 from centernet_trt.runtime.spec import ModelSpec
 
@@ -46,6 +47,7 @@ class MethodChoice(StrEnum):
     """How int8 thresholds are chosen from histograms."""
 
     entropy = "entropy"
+    mse = "mse"
     percentile = "percentile"
     max = "max"
     as_published = "entropy-as-published"
@@ -64,6 +66,13 @@ def _range(text: str) -> ShapeRange:
         return ShapeRange.parse(text)
     except InputError as error:
         raise typer.BadParameter(error.message) from None
+
+
+def _profile(text: str) -> ProfileRequest:
+    try:
+        return ProfileRequest.parse(text)
+    except InputError as error:
+        raise typer.BadParameter(f"{error.message}; {error.hint}") from None
 
 
 _RangeOption = typer.Option(parser=_range, metavar="MIN:OPT:MAX", show_default=False)
@@ -97,6 +106,16 @@ def build_command(
     batch: Annotated[ShapeRange | None, _RangeOption] = None,
     height: Annotated[ShapeRange | None, _RangeOption] = None,
     width: Annotated[ShapeRange | None, _RangeOption] = None,
+    profile: Annotated[
+        list[ProfileRequest] | None,
+        typer.Option(
+            parser=_profile,
+            metavar="batch=..,height=..,width=..",
+            help="Input shapes to tune a set of kernels for; may be given several times. What one leaves out is that "
+            "of --batch, --height and --width.",
+            show_default=False,
+        ),
+    ] = None,
     flavour: Annotated[
         FlavourChoice,
         typer.Option(help="auto: full TensorRT where it is installed and a GPU is there, else RTX."),
@@ -130,7 +149,7 @@ def build_command(
     ] = 0.95,
     method: Annotated[
         MethodChoice, typer.Option("--calibration-method", help="int8: how thresholds are chosen first.")
-    ] = MethodChoice.entropy,
+    ] = MethodChoice.mse,
     record: Annotated[
         Path | None,
         typer.Option(
@@ -176,6 +195,7 @@ def build_command(
         batch=batch or (defaults.batch if defaults else None),
         height=height or (defaults.height if defaults else None),
         width=width or (defaults.width if defaults else None),
+        profiles=tuple(profile or ()) or (defaults.profiles if defaults else ()),
         flavour=flavour.value,
         targets=tuple(part.strip() for part in target.split(",")) if target else (),
         heads=heads.value,
@@ -253,31 +273,42 @@ def _model_of(recipe: Recipe, folder: Path, given: Path | None) -> Path:
     return path
 
 
+def passes_line(manifest: Manifest) -> str:
+    """What each pass took, and the most memory that the process held, TensorRT's part apart."""
+    seconds = sum(one.seconds for one in manifest.passes)
+    times = ", ".join(f"{one.name} {one.seconds:.2f} s" for one in manifest.passes if one.seconds >= 0.01)
+    text = f"{seconds:.1f} s: {times}"
+    peaks = [one.peak_bytes for one in manifest.passes if one.peak_bytes is not None]
+    if peaks:
+        text += f"; peak memory {max(peaks) / 1e9:.2f} GB"
+    plans = [plan.peak_bytes for plan in manifest.plans if plan.peak_bytes is not None]
+    return f"{text}, with TensorRT {max(plans) / 1e9:.2f} GB" if plans and peaks else text
+
+
 def show_bundle(bundle: EngineBundle) -> None:
     """Print what was built."""
     manifest = bundle.manifest
     table = Table(title=f"{bundle.path}", title_justify="left", show_header=False)
     table.add_row("precision", manifest.precision)
-    profile = manifest.profile
-    table.add_row(
-        "input",
-        f"{manifest.input.name}  {manifest.input.dtype}  batch {profile.batch}, height {profile.height}, width {profile.width}",
-    )
+    table.add_row("input", f"{manifest.input.name}  {manifest.input.dtype}")
+    for number, profile in enumerate(manifest.profiles):
+        table.add_row("profile" if len(manifest.profiles) == 1 else f"profile {number}", str(profile))
     for head in manifest.heads:
-        row = manifest.comparison[head.name]
-        table.add_row(
-            f"head {head.name}",
-            f"{head.channels} channels, differs from the source by {row.max_rel:.1e} of its largest magnitude",
-        )
+        row = manifest.comparison.get(head.name)
+        differs = f", differs from the source by {row.max_rel:.1e} of its largest magnitude" if row else ""
+        table.add_row(f"head {head.name}", f"{head.channels} channels{differs}")
+    nodes = f", {manifest.passes[-1].nodes} nodes" if manifest.passes else ""
     table.add_row(
         "model.onnx",
-        f"{manifest.model.bytes / 1e6:.1f} MB, {manifest.passes[-1].nodes} nodes, {len(manifest.kept_fp32)} kept in fp32 by choice",
+        f"{manifest.model.bytes / 1e6:.1f} MB{nodes}, {len(manifest.kept_fp32)} kept in fp32 by choice",
     )
     for plan in manifest.plans:
         table.add_row(
             plan.file,
             f"{plan.bytes / 1e6:.1f} MB, {plan.flavour} {plan.version}, target {plan.target}, built in {plan.seconds:.1f} s",
         )
+    if manifest.passes:
+        table.add_row("passes", passes_line(manifest))
     for note in manifest.notes:
         table.add_row("note", note)
     if (calibration := manifest.calibration) is not None:

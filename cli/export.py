@@ -34,7 +34,12 @@ def export_command(
     ] = None,
     classes: Annotated[int, typer.Option(min=1, help="Channels of the heatmap.")] = 80,
     heads: Annotated[
-        str | None, typer.Option(metavar="NAME=CHANNELS,...", help="Further heads.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME=CHANNELS,...",
+            help="Further heads, or other channels; 0 leaves one out.",
+            show_default=False,
+        ),
     ] = None,
     head_conv: Annotated[
         int | None,
@@ -71,9 +76,9 @@ def export_command(
         strict=strict,
     )
     path = output or Path(f"{chosen.name}.onnx")
-    save_model(model, path)
+    written = save_model(model, path)
     if random:
         err.print("[yellow]note:[/] random weights: it builds and runs, and finds nothing")
-    out.print(
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB; build it: centernet-trt build {path}", highlight=False
-    )
+    size = sum(part.stat().st_size for part in written) / 1e6
+    beside = "".join(f" (its weights in {part.name}, beside it)" for part in written[1:])
+    out.print(f"{path}: {size:.1f} MB{beside}; build it: centernet-trt build {path}", highlight=False)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from centernet_trt.builder.guess import Guess
     from centernet_trt.runtime.bundle import EngineBundle
     from centernet_trt.runtime.spec import ModelSpec
+    from centernet_trt.runtime.tensorrt_layers import EngineLayer
 
 
 def inspect_command(
@@ -109,23 +111,67 @@ def _inspect_bundle(path: Path, layers: bool, picture: Path | None) -> dict[str,
     counts = Counter(row["precision"] for row in rows)
     requested = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
     out.print(f"layers, precision as requested: {requested or 'not recorded'}", highlight=False)
-    out.print("passes: " + ", ".join(f"{p.name} {p.seconds:.2f} s" for p in manifest.passes), highlight=False)
     out.print(f"source: {manifest.source.file}, SHA-256 {manifest.source.sha256}", highlight=False)
     out.print(
         f"made by {manifest.product} at {manifest.created}: {escape(manifest.command)}", highlight=False
     )
-    err.print(
-        "[yellow]note:[/] layers as asked for; what an engine made of them shows on a GPU only",
-        soft_wrap=True,
-    )
+    for line in _islands(manifest.kept_fp32):
+        out.print(line, highlight=False, markup=False)
+    made = _engine_layers(bundle)
     if layers:
         out.print(_layer_table(rows))
+        if made:
+            out.print(_engine_table(made))
     if picture is not None:
         from centernet_trt.cli.pipeline_picture import draw_pipeline
 
         draw_pipeline(bundle, picture)
         out.print(f"written: {picture}", highlight=False)
-    return {"manifest": manifest.model_dump(mode="json", by_alias=True), "layers": rows}
+    engine = None if made is None else [asdict(layer) for layer in made]
+    return {"manifest": manifest.model_dump(mode="json", by_alias=True), "layers": rows, "engine": engine}
+
+
+def _islands(kept: dict[str, str]) -> list[str]:
+    """Which nodes stay fp32, by reason: most first."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in kept.items():
+        reasons.setdefault(reason, []).append(name)
+    lines = ["kept in fp32:"] if kept else []
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"  {reason}: {', '.join(names[:3])}{more}")
+    return lines
+
+
+def _engine_layers(bundle: "EngineBundle") -> "list[EngineLayer] | None":
+    """What TensorRT made of the layers, where a GPU can tell; said why not, else."""
+    from centernet_trt.errors import CenterNetError
+    from centernet_trt.runtime.tensorrt_flavour import gpu_count
+    from centernet_trt.runtime.tensorrt_layers import engine_layers
+
+    if not bundle.manifest.plans or gpu_count() == 0:
+        why = "what an engine made of them shows on a GPU only"
+    else:
+        try:
+            made = engine_layers(bundle)
+        except CenterNetError as error:
+            why = f"the engine does not tell what it made of them: {error.message}"
+        else:
+            kinds = Counter(layer.outputs[0] if layer.outputs else "not told" for layer in made)
+            told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            out.print(f"layers of the engine: {len(made)}; results: {told}", highlight=False, markup=False)
+            return made
+    err.print(f"[yellow]note:[/] layers as asked for; {escape(why)}", soft_wrap=True)
+    return None
+
+
+def _engine_table(made: "list[EngineLayer]") -> Table:
+    table = Table(title="layers of the engine")
+    for column in ("layer", "kind", "results"):
+        table.add_column(column)
+    for layer in made:
+        table.add_row(escape(layer.name), escape(layer.kind), escape(", ".join(layer.outputs)))
+    return table
 
 
 def _has_layers(bundle: "EngineBundle") -> bool:

@@ -48,7 +48,7 @@ def draw_pipeline(bundle: EngineBundle, path: Path) -> None:
 def pipeline_stages(bundle: EngineBundle) -> list[tuple[str, list[str]]]:
     """Title and lines of every stage; the first line of each is its title."""
     manifest = bundle.manifest
-    spec, profile = manifest.spec, manifest.profile
+    spec = manifest.spec
     image, heads = spec.input, spec.heads
     plans = (
         ", ".join(f"{plan.flavour} {plan.version} ({plan.target})" for plan in manifest.plans) or "no plan"
@@ -57,7 +57,8 @@ def pipeline_stages(bundle: EngineBundle) -> list[tuple[str, list[str]]]:
         ["image", "any size, uint8, blue first"],
         [
             f"pre-processing: {image.resize.policy}",
-            f"{image.size.rule} size: height {profile.height}, width {profile.width}, batch {profile.batch}",
+            f"{image.size.rule} size",
+            *map(str, manifest.profiles),
             f"{image.channel_order.upper()}, {manifest.input.dtype} {manifest.input.name}",
         ],
         [

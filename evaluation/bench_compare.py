@@ -9,6 +9,8 @@ from centernet_trt.evaluation.bench_report import NETWORK_ALONE, BenchReport, En
 from centernet_trt.evaluation.timing_statistics import Ratio, Statistic, Windows, flat, ratio_of
 
 CONFIDENCE = 0.95
+BY_EVENTS = " (events)"
+"""Ends the names of stages that a GPU's events timed."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def compare_entries(report: BenchReport, confidence: float = CONFIDENCE) -> Comp
         for entry in others
         if entry.source_sha256 == first.source_sha256
         for what, a, b, statistic in _common(first, entry)
-        if what in (*first.pipeline.stages, NETWORK_ALONE)
+        if what in (*first.pipeline.stages, NETWORK_ALONE) or what.endswith(BY_EVENTS)
     ]
     return Comparison(_ratios(found, confidence, in_turn=True), (), confidence)
 
@@ -121,6 +123,12 @@ def _common(a: Entry, b: Entry) -> list[tuple[str, Windows, Windows, Statistic]]
         for name, series in a.alone.items()
         if name in b.alone
     ]
+    if a.staged is not None and b.staged is not None:
+        rows += [
+            (f"{stage}{BY_EVENTS}", a.staged.of_stage(stage), b.staged.of_stage(stage), "median")
+            for stage in a.staged.stages
+            if stage in b.staged.stages
+        ]
     loads = {(row.way, row.threads, row.batch): row for row in b.throughput}
     for row in a.throughput:
         other = loads.get((row.way, row.threads, row.batch))

@@ -88,7 +88,8 @@ def _precisions(axes: Axes, report: BenchReport) -> None:
     colours = [COLOURS[row % len(COLOURS)] for row in range(len(labels))]
     bars = axes.bar(places, medians, color=colours, width=0.6)
     axes.errorbar(places, medians, yerr=[np.zeros_like(above), above], fmt="none", ecolor="0.25", capsize=4)
-    axes.bar_label(bars, fmt="%.1f", label_type="center", color="white", fontsize=9)
+    digits = "%.1f" if report.entries[0].staged is None else "%.3f"  # a GPU takes fractions of a millisecond
+    axes.bar_label(bars, fmt=digits, label_type="center", color="white", fontsize=9)
     axes.set_xticks(places, labels, fontsize=8)
     axes.set_ylabel("milliseconds")
 

@@ -81,7 +81,9 @@ def latency_table(entry: Entry) -> Table:
         for stage in stages.stages:
             floor = entry.floors.get(stage)
             if floor is None and stage == WHOLE:
-                seconds: float | None = sum(f.seconds for f in entry.floors.values()) if entry.floors else None
+                seconds: float | None = (
+                    sum(f.seconds for f in entry.floors.values()) if entry.floors else None
+                )
                 bound = ""
             else:
                 seconds, bound = (None, "") if floor is None else (floor.seconds, f" ({floor.bound})")

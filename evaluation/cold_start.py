@@ -1,4 +1,6 @@
-"""Time to first detection in a new interpreter: `python -m centernet_trt.evaluation.cold_start BUNDLE IMAGE MODE`.
+"""Time to first detection in a new interpreter.
+
+    python -m centernet_trt.evaluation.cold_start BUNDLE IMAGE MODE THREADS BACKEND GPU
 
 Prints one JSON object of seconds: `import` (the package and what it needs), `load` (check the bundle, make the
 session), `first` (the first image's boxes after that), `second` (the same image again) and `total`, from the start of
@@ -15,19 +17,36 @@ from typing import Literal
 
 from centernet_trt.errors import BackendError
 
+BackendName = Literal["onnxruntime", "tensorrt"]
+
 # Started as the module itself, this file is imported before anything heavy; its clock starts here.
 _BEGAN = time.perf_counter()
 
 
 def cold_start(
-    bundle: Path, image: Path, mode: str, threads: int | None, rounds: int = 3
+    bundle: Path,
+    image: Path,
+    mode: str,
+    threads: int | None,
+    rounds: int = 3,
+    backend: BackendName = "onnxruntime",
+    device: int | str = 0,
 ) -> list[dict[str, float]]:
     """Seconds by part, see the module, for each of some new interpreters.
+
+    Args:
+        bundle: its folder.
+        image: a file.
+        mode: of ONNX Runtime.
+        threads: of ONNX Runtime; None for its own choice.
+        rounds: how many interpreters, one after the other.
+        backend: where the network runs.
+        device: the GPU, for TensorRT.
 
     Raises:
         BackendError: an interpreter failed; what it printed is in the message.
     """
-    words = [str(bundle.resolve()), str(image.resolve()), mode, str(threads or 0)]
+    words = [str(bundle.resolve()), str(image.resolve()), mode, str(threads or 0), backend, str(device)]
     found = []
     for _ in range(rounds):
         done = subprocess.run(
@@ -45,7 +64,7 @@ def cold_start(
     return found
 
 
-def main(bundle: str, image: str, mode: str, threads: str) -> dict[str, float]:
+def main(bundle: str, image: str, mode: str, threads: str, backend: str, device: str) -> dict[str, float]:
     """What the module does when it is run."""
     from centernet_trt.runtime.detector import Detector
     from centernet_trt.runtime.images import read_image
@@ -54,7 +73,9 @@ def main(bundle: str, image: str, mode: str, threads: str) -> dict[str, float]:
     pixels = read_image(Path(image))
     marks = [time.perf_counter()]
     chosen: Literal["fast", "faithful"] = "faithful" if mode == "faithful" else "fast"
-    with Detector.load(bundle, backend="onnxruntime", mode=chosen, threads=int(threads) or None) as detector:
+    on: BackendName = "tensorrt" if backend == "tensorrt" else "onnxruntime"
+    number = int(threads) or None
+    with Detector.load(bundle, backend=on, mode=chosen, threads=number, device=device) as detector:
         marks.append(time.perf_counter())
         for _ in range(2):
             detector.detect(pixels)

@@ -178,6 +178,14 @@ def test_heads_can_be_changed_and_added() -> None:
     assert {name: value.shape[1] for name, value in found.items()} == {"hm": 20, "wh": 4, "reg": 2, "hps": 34}
 
 
+def test_a_head_of_no_channels_is_left_out() -> None:
+    network = ARCHITECTURES["hourglass"].network(heads={"reg": 0, "hps": 34})
+    assert {head.name: head.channels for head in network.outputs} == {"hm": 80, "wh": 2, "hps": 34}
+    assert not any(name.startswith("reg.") for name in network.parameters)
+    with pytest.raises(ModelError, match="no channel"):
+        ARCHITECTURES["res_18"].network(classes=0)
+
+
 def test_heads_without_a_middle_layer() -> None:
     network = ARCHITECTURES["resdcn_18"].network(head_conv=0)
     assert network.parameters["hm.weight"] == (80, 64, 1, 1)
@@ -190,6 +198,7 @@ def test_heads_without_a_middle_layer() -> None:
     [
         ({"classes": 0}, "no channel"),
         ({"heads": {"wh": 0}}, "no channel"),
+        ({"heads": {"wh": -1}}, "no channel"),
         ({"heads": {"hps": 34}}, "cannot have the head hps"),
         ({"head_conv": 0}, "head_conv 0"),
     ],

@@ -10,10 +10,12 @@ import pytest
 from tiny_centernet import save_tiny_model, scene, tiny_spec
 
 from centernet_trt.builder import build as module
-from centernet_trt.builder.build import BuildOptions, build, resolve_profile
+from centernet_trt.builder.build import BuildOptions, build
+from centernet_trt.builder.prepare import _small_shape
+from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
 from centernet_trt.errors import BundleError, InputError, ModelError, SpecError
 from centernet_trt.runtime import Detector, EngineBundle, preset
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
 
 SMALL = ShapeRange(min=32, opt=64, max=128)
 OPTIONS = {"height": SMALL, "width": SMALL, "flavour": "none"}
@@ -124,10 +126,11 @@ def test_a_fixed_graph_takes_the_specs_size(tmp_path: Path) -> None:
 def test_profiles_are_held_to_the_size_rule() -> None:
     odd = ShapeRange(min=32, opt=100, max=128)
     with pytest.raises(InputError, match="multiple of 32"):
-        resolve_profile(tiny_spec(), BuildOptions(height=odd))
+        resolve_profiles(tiny_spec(), ProfileRequest(height=odd))
     with pytest.raises(InputError, match="the spec fixes the width at 512"):
-        resolve_profile(preset("ttf-ltrb"), BuildOptions(width=SMALL))
-    assert str(resolve_profile(preset("official-hourglass"), BuildOptions()).height) == "128:512:1024"
+        resolve_profiles(preset("ttf-ltrb"), ProfileRequest(width=SMALL))
+    (only,) = resolve_profiles(preset("official-hourglass"), ProfileRequest())
+    assert str(only.height) == "128:512:1024"
 
 
 def test_output_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
@@ -217,3 +220,21 @@ def test_a_quantised_graph_is_int8_and_nothing_else(tmp_path: Path) -> None:
     assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
     with Detector.load(bundle, threads=1) as detector:
         assert detector.detect(scene(), threshold=0.5).label.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("step", "sides", "wanted"),
+    [
+        (32, (32, 512, 1024), 128),
+        (32, (256, 512, 1024), 256),  # not below the profile
+        (32, (32, 64, 1024), 64),  # nor above what it is tuned for
+        (48, (48, 480, 960), 144),  # a multiple of the step
+    ],
+)
+def test_the_batch_is_checked_at_a_small_size(step: int, sides: tuple[int, int, int], wanted: int) -> None:
+    profile = ProfileRecord(batch=SMALL, height=ShapeRange.of(*sides), width=ShapeRange.of(*sides))
+    image = {"size": {"rule": "multiple", "multiple": step}, "resize": {"policy": "stretch"}}
+    spec = tiny_spec(input=image)
+    assert _small_shape(spec.input, profile) == (wanted, wanted)
+    fixed = preset("ttf-ltrb").input
+    assert _small_shape(fixed, profile) == (512, 512)

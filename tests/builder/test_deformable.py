@@ -3,10 +3,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
+from deform_layers import data, error, graph, run, standard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from int8_network import network, pictures
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper, shape_inference
 from onnx_graphs import Node, normal, op_types
@@ -18,85 +19,15 @@ from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.loading import load_model
 from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.plan import Profile, build_plan
+from centernet_trt.builder.prepare import Typing, prepare
+from centernet_trt.builder.quantise.int8 import Int8Options
+from centernet_trt.builder.quantise.layers import layers_in_int8
 from centernet_trt.errors import ModelError
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
+from centernet_trt.runtime.presets import spec_from_mapping
 
 Array = NDArray[Any]
 DOMAIN = "some.exporter"
-
-
-def run(made: ModelProto, feeds: dict[str, Array]) -> Array:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, feeds)[0])
-
-
-def graph(
-    node: Any, feeds: dict[str, Array], constants: dict[str, Array], *, opset: int = 19, domain: str = ""
-) -> ModelProto:
-    """One deformable convolution with the feeds as inputs, every size but the channels dynamic."""
-    inputs = [
-        helper.make_tensor_value_info(
-            name, TensorProto.FLOAT, ["n", value.shape[1], f"h_{name}", f"w_{name}"]
-        )
-        for name, value in feeds.items()
-    ]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)]
-    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
-    body = helper.make_graph([node], "test", inputs, outputs, tensors)
-    return helper.make_model(body, opset_imports=opsets, ir_version=9)
-
-
-def data(
-    *,
-    batch: int = 2,
-    channels: int = 8,
-    out: int = 6,
-    size: tuple[int, int] = (9, 11),
-    kernel: tuple[int, int] = (3, 3),
-    strides: tuple[int, int] = (1, 1),
-    pads: tuple[int, int, int, int] = (1, 1, 1, 1),
-    dilations: tuple[int, int] = (1, 1),
-    group: int = 1,
-    offset_group: int = 1,
-    mask: bool = True,
-    bias: bool = True,
-    scale: float = 2.0,
-    seed: int = 0,
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Feeds (x, offset, mask) and constants (w, b); offsets reach well beyond the border."""
-    taps = kernel[0] * kernel[1]
-    sides = [
-        (size[i] + pads[i] + pads[i + 2] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1
-        for i in (0, 1)
-    ]
-    feeds: dict[str, Array] = {
-        "x": normal(batch, channels, *size, seed=seed, scale=1),
-        "offset": normal(batch, 2 * taps * offset_group, *sides, seed=seed + 1, scale=scale),
-    }
-    if mask:
-        rng = np.random.default_rng(seed + 2)
-        feeds["mask"] = rng.random((batch, taps * offset_group, *sides), np.float32)
-    constants: dict[str, Array] = {"w": normal(out, channels // group, *kernel, seed=seed + 3)}
-    if bias:
-        constants["b"] = normal(out, seed=seed + 4, scale=1)
-    return feeds, constants
-
-
-def standard(feeds: dict[str, Array], constants: dict[str, Array], **attributes: Any) -> ModelProto:
-    inputs = ["x", "w", "offset", "b" if "b" in constants else "", "mask" if "mask" in feeds else ""]
-    while not inputs[-1]:
-        inputs.pop()
-    return graph(Node("DeformConv", inputs, ["y"], name="dcn", **attributes), feeds, constants)
-
-
-def error(found: Array, wanted: Array) -> float:
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
 
 KEYS = ("strides", "pads", "dilations", "group", "offset_group")
 
@@ -395,3 +326,35 @@ def test_a_public_export_is_loaded_and_made_standard(tmp_path: Path) -> None:
     made = standardise_deform_conv(load_model(path, foreign_ops=FOREIGN_OPS))
     checker.check_model(made, full_check=True)
     np.testing.assert_array_equal(run(made, {"input": normal(1, 3, 64, 64, scale=1)}), wanted)
+
+
+def test_int8_around_a_lowered_deformable_convolution(tmp_path: Path) -> None:
+    """Calibration asks for tensors that exist only since the lowering, so the graph must state their types."""
+    source = network()
+    rng = np.random.default_rng(0)
+    (neck,) = (node for node in source.graph.node if node.name == "neck")
+    for name, channels in (("offset", 18), ("mask", 9)):
+        weights = (0.1 * rng.normal(size=(channels, 8, 3, 3))).astype(np.float32)
+        source.graph.initializer.append(numpy_helper.from_array(weights, f"{name}.w"))
+        node = Node("Conv", ["r5", f"{name}.w"], [name], name=name, pads=[1] * 4)
+        source.graph.node.insert(list(source.graph.node).index(neck), node)
+    neck.op_type = "DeformConv"
+    neck.input[:] = ["r5", "neck.w", "offset", "neck.b", "mask"]
+    spec = spec_from_mapping(
+        {
+            "input": {
+                "size": {"rule": "pad", "multiple": 32},
+                "resize": {"policy": "keep_res"},
+                "scale": 1 / 255,
+            },
+            "heads": {"heatmap": {"tensor": "hm"}, "box": {"tensor": "wh"}, "offset": {"tensor": "reg"}},
+        }
+    )
+    onnx.save(source, tmp_path / "net.onnx")
+    side = ShapeRange.of(64, 64, 128)
+    profile = ProfileRecord(batch=ShapeRange.of(1, 1, 1), height=side, width=side)
+    options = Int8Options(calibration=pictures(4), everything=True)
+    typing = Typing("int8", images=pictures(4).images, lower_deform_conv=True, int8=options)
+    prepared = prepare(tmp_path / "net.onnx", spec, [profile], typing)
+    assert "DeformConv" not in op_types(prepared.model)
+    assert {"neck/conv", "offset", "mask"} <= layers_in_int8(prepared.model)

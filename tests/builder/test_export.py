@@ -189,31 +189,58 @@ def test_a_checkpoint_of_no_architecture() -> None:
 @pytest.mark.parametrize("name", ["res_18", "dla_34", "mmdet_r18", "mmdet_r18_dcnv2"])
 def test_a_wrong_number_of_classes_is_told(name: str) -> None:
     found = refused(name, weights(name, classes=20), "misshaped")
-    assert "has 20 classes" in found.hint
+    assert found.hint == f"it is a {name} with other classes or heads: pass --classes 20"
     assert constants(export_model(name, weights(name, classes=20), classes=20))
+    # The other way round: the default is what has to be said.
+    found = refused(name, weights(name), "misshaped", classes=20)
+    assert found.hint.endswith("pass --classes 80")
 
 
 def test_hourglass_tells_the_classes_of_both_stacks() -> None:
     shapes = ARCHITECTURES["hourglass"].network(20).parameters
     values = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     found = refused("hourglass", values, "4 misshaped", "hm.0.1.weight", "hm.1.1.weight")
-    assert "has 20 classes" in found.hint
+    assert found.hint.endswith("pass --classes 20")
 
 
-def test_another_head_width_and_another_head_are_told(res_18: dict[str, Array]) -> None:
+def test_the_options_that_fit_are_told(res_18: dict[str, Array]) -> None:
     found = refused("res_18", weights("res_18", head_conv=128), "misshaped")
-    assert found.hint == "its heads are 128 wide: pass that as head_conv"
+    assert found.hint.endswith("pass --classes 80 --head-conv 128")
+    found = refused("res_18", weights("res_18", head_conv=0), "12 missing")
+    assert found.hint.endswith("pass --classes 80 --head-conv 0")
     found = refused("res_18", weights("res_18", heads={"wh": 4}), "misshaped")
-    assert "its head wh has 4 channels" in found.hint
+    assert found.hint.endswith("pass --classes 80 --heads wh=4")
+    pose = {"hps": 34, "hm_hp": 17, "hp_offset": 2}
+    found = refused("dla_34", weights("dla_34", classes=1, heads=pose), "12 extra")
+    assert found.hint.endswith("pass --classes 1 --heads hps=34,hm_hp=17,hp_offset=2")
     values = weights("res_18", heads={"hps": 34})
-    found = refused("res_18", values, "4 extra", "hps.2.weight [34, 64, 1, 1]")
-    assert "strict=False" in found.hint
-    assert list(run(export_model("res_18", values, strict=False).SerializeToString(), 32)) == [
-        "hm",
-        "wh",
-        "reg",
-    ]
-    assert list(run(export_model("res_18", values, heads={"hps": 34}).SerializeToString(), 32))[-1] == "hps"
+    refused("res_18", values, "4 extra", "hps.2.weight [34, 64, 1, 1]")
+    heads = ["hm", "wh", "reg"]
+    assert list(run(export_model("res_18", values, strict=False).SerializeToString(), 32)) == heads
+    more = export_model("res_18", values, heads={"hps": 34})
+    assert list(run(more.SerializeToString(), 32)) == [*heads, "hps"]
+    found = refused("res_18", {**res_18, "ema.weight": np.zeros(3)}, "1 extra")
+    assert "--no-strict" in found.hint
+
+
+def test_a_head_can_be_left_out(res_18: dict[str, Array]) -> None:
+    values = {name: value for name, value in res_18.items() if not name.startswith("reg.")}
+    found = refused("res_18", values, "4 missing")
+    assert found.hint.endswith("pass --classes 80 --heads reg=0")
+    assert list(run(export_model("res_18", values, heads={"reg": 0}).SerializeToString(), 32)) == ["hm", "wh"]
+
+
+def test_another_architecture_is_told_with_its_options() -> None:
+    found = refused("res_18", weights("dla_34", classes=20, head_conv=64), "missing")
+    assert found.hint.startswith("the checkpoint fits dla_34 best (")
+    assert found.hint.endswith("pass --arch dla_34 --classes 20 --head-conv 64")
+
+
+@pytest.mark.parametrize("name", ["res_18", "resdcn_18", "mmdet_r18"])
+def test_weights_of_a_backbone_alone(name: str) -> None:
+    values = {n: v for n, v in weights(name).items() if n.startswith(("conv1", "bn1", "layer", "backbone"))}
+    values["fc.weight"] = np.zeros((1000, 512), np.float32)
+    assert "holds the backbone alone" in refused(name, values, "missing").hint
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -235,7 +262,7 @@ def test_weights_that_are_not_finite(res_18: dict[str, Array], value: float) -> 
 def test_a_saved_model_is_the_model(tmp_path: Path) -> None:
     model = export_model("res_18", None, classes=3)
     path = tmp_path / "model.onnx"
-    save_model(model, path)
+    assert save_model(model, path) == (path,)
     assert os.listdir(tmp_path) == ["model.onnx"]
     same(run(str(path)), run(model.SerializeToString()))
     load_model(path)
@@ -246,9 +273,10 @@ def test_a_saved_model_is_the_model(tmp_path: Path) -> None:
 def test_large_models_keep_their_weights_in_a_file_beside_them(tmp_path: Path) -> None:
     model = export_model("res_18", None, classes=3)
     path = tmp_path / "model.onnx"
-    save_model(model, path, external_above=1000)
+    written = save_model(model, path, external_above=1000)
     data = [name for name in os.listdir(tmp_path) if name != "model.onnx"]
     assert len(data) == 1
+    assert written == (path, tmp_path / data[0])
     assert re.fullmatch(r"model\.onnx\.[0-9a-f]{12}\.data", data[0])
     assert path.stat().st_size < 100_000
     onnx.checker.check_model(path, full_check=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_timings import builder_with_timings
 from onnx_graphs import Node, model, small_centernet
 
 from centernet_trt.builder import flavours, inference
@@ -54,8 +55,8 @@ def test_a_plan_is_built_without_a_gpu(rtx: Flavour) -> None:
     assert plan.version == rtx.version
     assert plan.target == "portable"
     assert plan.seconds > 0
-    assert plan.profile == Profile(
-        ShapeRange.of(1, 1, 4), ShapeRange.of(16, 16, 16), ShapeRange.of(16, 16, 16)
+    assert plan.profiles == (
+        Profile(ShapeRange.of(1, 1, 4), ShapeRange.of(16, 16, 16), ShapeRange.of(16, 16, 16)),
     )
     assert not plan.tf32
     assert plan.log == []
@@ -97,6 +98,7 @@ def test_options_reach_tensorrt(
     if target is not None and count:
         assert config.get_compute_capability(0).name == target.upper().replace("_", "")
     assert config.num_optimization_profiles == 1
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert plan.tf32 is tf32
     assert plan.target == (target or "portable")
 
@@ -115,7 +117,7 @@ def test_dynamic_sizes_need_ranges_and_fixed_ones_must_agree(rtx: Flavour) -> No
     dynamic = make_dynamic(fold_batch_norm(small_centernet()), "x", size=True)
     sizes = ShapeRange.of(16, 32, 64)
     plan = build_plan(dynamic, "x", Profile(ShapeRange.of(1, 2, 4), sizes, sizes), flavour=rtx)
-    assert plan.profile.height == sizes
+    assert plan.profiles[0].height == sizes
     with pytest.raises(ModelError, match="the height of input 'x' is dynamic"):
         build_plan(dynamic, "x", ONE, flavour=rtx)
     with pytest.raises(ModelError, match="fixes the height of 'x' to 16, the profile asks for 16:32:64"):
@@ -285,10 +287,11 @@ class FullTensorRT(ModuleType):
 
     __version__ = "11.0.0"
 
-    def __init__(self, real: ModuleType) -> None:
+    def __init__(self, real: Any) -> None:
         super().__init__("tensorrt")
         self.real = real
         self.plugins = 0
+        self.Builder = builder_with_timings(real)
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> None:
         self.plugins += 1
@@ -317,13 +320,13 @@ def test_the_same_code_serves_full_tensorrt(rtx: Flavour, monkeypatch: pytest.Mo
 
 
 def test_a_builder_that_does_not_start(rtx: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dead(FullTensorRT):
-        @staticmethod
-        def Builder(logger: Any) -> None:
-            logger.log(rtx.trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
-            raise TypeError("pybind11::init(): factory function returned nullptr")
+    def dead(logger: Any) -> None:
+        logger.log(rtx.trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    flavour = replace(rtx, module=Dead(rtx.module))
+    module = FullTensorRT(rtx.module)
+    monkeypatch.setattr(module, "Builder", dead)
+    flavour = replace(rtx, module=module)
     monkeypatch.setitem(trt_log._loggers, "tensorrt", trt_log.logger_for(rtx.module))
     with pytest.raises(BackendError, match=r"(?s)does not start.*CUDA initialization failure"):
         build(flavour)

@@ -125,12 +125,21 @@ def test_another_method_is_tried_where_the_first_costs_much() -> None:
     assert probe.tried["max"] < probe.tried["entropy"]
 
 
-def test_two_methods_are_tried_where_the_first_is_cheap() -> None:
-    model, judge = network(), KnownJudge()
-    unit = next(u for u in survey(model, 64, 64).units if u.tensor == "r0")  # a loss of 0.01
-    thresholds = {"r0": {"entropy": 1.0, "mse": 2.0, "max": 4.0}}
-    (probe,) = probe_units(model, [unit], thresholds, judge, ["entropy", "mse", "max"], Rules(), {})
-    assert set(probe.tried) == {"entropy", "mse"}
+@pytest.mark.parametrize(("other", "taken"), [(0.6, "mse"), (0.4, "max")])
+def test_another_method_is_taken_where_it_costs_less_than_half(other: float, taken: str) -> None:
+    class Judged(KnownJudge):
+        """The first threshold costs 0.1, the other one a part of it."""
+
+        def damage(self, model: ModelProto, progress: object = None) -> Damage:
+            self.asked += 1
+            return Damage(0.1 if self.asked == 1 else 0.1 * other, 0.0, NOBODY)
+
+    model = network()
+    unit = next(u for u in survey(model, 64, 64).units if u.tensor == "r0")
+    thresholds = {"r0": {"mse": 1.0, "max": 4.0}}
+    (probe,) = probe_units(model, [unit], thresholds, Judged(), ["mse", "max"], Rules(), {})
+    assert probe.method == taken
+    assert set(probe.tried) == {"mse", "max"}
 
 
 class TypedJudge(KnownJudge):

@@ -1,5 +1,6 @@
 """Graphs that come with Q/DQ, from ONNX Runtime's quantiser and in the style of quantisation-aware training."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from tiny_centernet import save_tiny_model
+from tiny_centernet import save_tiny_model, tiny_spec
 
+from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.builder.equivalence import run_model
 from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.inference import refresh_shapes
@@ -150,3 +152,54 @@ def test_what_tensorrt_refuses_is_named(arguments: Any, words: str) -> None:
 def test_a_graph_without_quantisation_comes_back_as_it_is(tmp_path: Path) -> None:
     source = onnx.load(save_tiny_model(tmp_path))
     assert repair_quantised(source) is source
+
+
+def test_pytorchs_fake_quantisation_is_built(tmp_path: Path) -> None:
+    """Exported by PyTorch itself, scales and zero points behind Identity; the result within fp16 of what PyTorch meant."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    quantisation = torch.ao.quantization
+
+    def quantiser(observer: Any, scheme: Any, **more: Any) -> Any:
+        limits = {"quant_min": -128, "quant_max": 127, "dtype": torch.qint8}
+        return quantisation.FakeQuantize(observer=observer, qscheme=scheme, **limits, **more)
+
+    class Conv(torch.nn.Conv2d):  # type: ignore[misc, name-defined]
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            self.given = quantiser(quantisation.MovingAverageMinMaxObserver, torch.per_tensor_symmetric)
+            observer = quantisation.MovingAveragePerChannelMinMaxObserver
+            self.own = quantiser(observer, torch.per_channel_symmetric, ch_axis=0)
+
+        def forward(self, x: Any) -> Any:
+            return self._conv_forward(self.given(x), self.own(self.weight), self.bias)
+
+    class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            layers = [Conv(3, 8, 4, 4), torch.nn.ReLU(), Conv(8, 8, 3, padding=1), torch.nn.ReLU()]
+            self.body = torch.nn.Sequential(*layers)
+            self.hm, self.wh, self.reg = (Conv(8, 2, 1) for _ in range(3))
+
+        def forward(self, x: Any) -> Any:
+            features = self.body(x)
+            return self.hm(features), self.wh(features), self.reg(features)
+
+    torch.manual_seed(0)
+    network, names = Net(), ("hm", "wh", "reg")
+    for _ in range(3):
+        network(torch.rand(2, 3, 64, 96))
+    network.eval().apply(quantisation.disable_observer)
+    dynamic = {"image": {0: "batch", 2: "height", 3: "width"}} | {name: {0: "batch"} for name in names}
+    path = tmp_path / "trained.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (torch.rand(2, 3, 64, 96),), path, input_names=["image"], output_names=list(names),
+            dynamic_axes=dynamic, opset_version=17, dynamo=False,
+        )  # fmt: skip
+    side = ShapeRange.of(32, 64, 96)
+    options = BuildOptions(precision="int8", flavour="none", height=side, width=side)
+    bundle = build(path, tiny_spec(), tmp_path / "b", options)
+    assert all(row.max_rel < 0.02 for row in bundle.manifest.comparison.values())
+    kinds = [node.op_type for node in onnx.load(bundle.model_path).graph.node]
+    assert kinds.count("QuantizeLinear") >= 5

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -25,7 +26,7 @@ from centernet_trt.evaluation.bench_report import BenchReport
 from centernet_trt.evaluation.bench_tables import tables_of
 from centernet_trt.evaluation.clock import WHOLE
 from centernet_trt.evaluation.gpu_arrays import DeviceTensor
-from centernet_trt.evaluation.gpu_bench import run_gpu_bench
+from centernet_trt.evaluation.gpu_bench import product_subject, run_gpu_bench
 from centernet_trt.evaluation.gpu_bench_options import GpuBenchOptions
 from centernet_trt.evaluation.gpu_floor import GpuFloor, copy_on_device, measure_floor
 from centernet_trt.evaluation.gpu_kernel_steps import DecodeStep, PreprocessStep
@@ -211,7 +212,7 @@ def test_the_kernels_result(device: Device, tmp_path: Path, capsys: pytest.Captu
     assert text.read_text() in capsys.readouterr().out
     assert "STAND-IN DRIVER, no GPU" in page(tmp_path)
     with pytest.raises(InputError, match="no GPU"):
-        gpu_kernels.main(["--json", "evaluation/results/gpu-kernels.json"])
+        gpu_kernels.main([*words.split(), "--json", "evaluation/results/gpu-kernels.json"])
 
 
 def test_a_wrong_answer_is_told_and_the_other_cases_go_on(
@@ -345,6 +346,26 @@ def test_the_report(tmp_path: Path, report: BenchReport) -> None:
     shown = page(tmp_path / "results")
     assert shown.count("STAND-IN DRIVER, no GPU") > 2
     assert "## On a GPU\n\n### Bundles\n" in shown
+
+
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+def test_the_flush_is_over_before_the_clock_starts(cache: Any) -> None:
+    told: list[str] = []
+
+    def hear(what: str) -> Any:
+        return lambda *_: told.append(what)
+
+    timer = SimpleNamespace(flush=hear("flush"), stream=SimpleNamespace(synchronize=hear("wait")))
+    detector = SimpleNamespace(detect=hear("detect"))
+
+    def now() -> float:
+        told.append("clock")
+        return float(len(told))
+
+    picture = Picture(Path("a"), np.zeros((2, 2, 3), np.uint8))
+    subject = product_subject(detector, [picture], timer, cache, now)  # type: ignore[arg-type]
+    assert subject.call() == {WHOLE: 2.0}
+    assert told == ["flush", "wait"] * (cache == "cold") + ["clock", "detect", "clock"]
 
 
 class Wrong(StagedPipeline):

@@ -26,20 +26,24 @@ from centernet_trt.runtime.tensorrt_profile import profile_layers
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", params=["rtx", "tensorrt"])
+BUILDS = [("rtx", "portable"), ("rtx", "current"), ("tensorrt", "current")]
+
+
+@pytest.fixture(scope="module", params=BUILDS, ids=["-".join(build) for build in BUILDS])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineBundle:
     reason = why_no_gpu()
     if reason is not None:
         pytest.skip(reason)
     if "CENTERNET_TRT_STANDIN" in os.environ:
         pytest.skip("the driver is the stand-in")
-    if not is_installed(request.param):
-        pytest.skip(f"this flavour of TensorRT is not installed: {request.param}")
-    folder = tmp_path_factory.mktemp(request.param)
+    flavour, target = request.param
+    if not is_installed(flavour):
+        pytest.skip(f"this flavour of TensorRT is not installed: {flavour}")
+    folder = tmp_path_factory.mktemp(f"{flavour}-{target}")
     sides = ShapeRange.of(32, 64, 128)
     options = BuildOptions(
-        flavour=request.param,
-        targets=("current",),
+        flavour=flavour,
+        targets=(target,),
         precision="fp32",
         batch=ShapeRange.of(1, 2, 4),
         height=sides,
@@ -132,6 +136,30 @@ def test_images_in_gpu_memory(detector: Detector) -> None:
 
         resident: Any = Resident()
         agree(detector.detect(resident, 0.5), detector.detect(image, 0.5))
+
+
+def test_images_in_pinned_memory(detector: Detector) -> None:
+    image = scene()
+    pinned = detector.pinned_image(*image.shape[:2])
+    pinned[...] = image
+    for _ in range(3):
+        agree(detector.detect(pinned, 0.5), detector.detect(image, 0.5))
+
+
+def test_submitted_images_run_in_batches(bundle: EngineBundle) -> None:
+    images = [scene(64, 64 + 8 * n) for n in range(4)]
+    with Detector.load(bundle, backend="tensorrt", max_pixels=10000, streams=4) as loaded:
+        wanted = [loaded.detect(image, 0.5) for image in images]
+        futures = [(row % 4, loaded.submit(images[row % 4], threshold=0.5)) for row in range(400)]
+        for row, future in futures:
+            agree(future.result(timeout=60), wanted[row])
+        assert max(loaded.stats.batch_sizes) > 1
+
+
+def test_flip(bundle: EngineBundle, detector: Detector) -> None:
+    image = scene(64, 95)
+    with Detector.load(bundle, backend="onnxruntime") as host:
+        agree(detector.detect(image, 0.3, tta="flip"), host.detect(image, 0.3, tta="flip"))
 
 
 def test_times_of_the_layers(detector: Detector) -> None:

@@ -24,7 +24,7 @@ def write_tiny_bundle(folder: Path, batch: int = 4, largest: int = 256, **spec: 
             command="centernet-trt build tiny.onnx",
             precision="fp32",
             spec=tiny_spec(**spec),
-            profile=ProfileRecord(batch=ShapeRange(min=1, opt=1, max=batch), height=sides, width=sides),
+            profiles=(ProfileRecord(batch=ShapeRange(min=1, opt=1, max=batch), height=sides, width=sides),),
             input=TensorRecord(name="image", dtype="float32", channels=3),
             heads=tuple(TensorRecord(name=n, dtype="float32", channels=2) for n in ("hm", "wh", "reg")),
             source=record,
