@@ -65,10 +65,10 @@ test-all: lint ## every test
 	$(BIN)/python -m pytest -rs -n $(JOBS) tests
 
 # On a machine with a GPU. GPU_PYTHON=python3 takes that Python as it is, with no environment of ours and nothing installed;
-# STEPS=a,b chooses steps; GPU_ARGS are further options of evaluation/gpu_steps.py.
+# STEPS=a,b chooses steps; GPU_ARGS are further options of evaluation/gpu/steps.py.
 GPU_PYTHON ?= $(BIN)/python
 GPU_NEEDS := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
-GPU_STEPS = PYTHONPATH=$(CURDIR)/.types$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m centernet_trt.evaluation.gpu_steps
+GPU_STEPS = PYTHONPATH=$(CURDIR)/.types$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m centernet_trt.evaluation.gpu.steps
 
 .PHONY: gpu-test
 gpu-test: $(GPU_NEEDS) types ## the tests that need a GPU, and compute-sanitizer where it is installed

@@ -29,7 +29,7 @@ from centernet_trt.runtime.bundle import EngineBundle, sha256_of
 if TYPE_CHECKING:
     from centernet_trt.evaluation.bench import BenchOptions
     from centernet_trt.evaluation.bench_report import BenchReport
-    from centernet_trt.evaluation.gpu_bench_options import GpuBenchOptions
+    from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
 
 Run = Callable[..., "BenchReport"]
 
@@ -199,7 +199,7 @@ def _host_run(
 
 def _gpu_run(bundles: list[EngineBundle], images: list[Path], options: "GpuBenchOptions") -> Run:
     from centernet_trt.cli.graphs import count_work
-    from centernet_trt.evaluation.gpu_bench import run_gpu_bench
+    from centernet_trt.evaluation.gpu.bench import run_gpu_bench
 
     return partial(run_gpu_bench, bundles, images, options, counter=count_work)
 

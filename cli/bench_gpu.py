@@ -10,7 +10,7 @@ from centernet_trt.errors import BackendError, CenterNetError, InputError
 from centernet_trt.runtime.bundle import EngineBundle
 
 if TYPE_CHECKING:
-    from centernet_trt.evaluation.gpu_bench_options import GpuBenchOptions
+    from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
     from centernet_trt.evaluation.timing import TimingRules
 
 
@@ -105,7 +105,7 @@ def gpu_options(
     Raises:
         InputError: an image that cannot be read.
     """
-    from centernet_trt.evaluation.gpu_bench_options import GpuBenchOptions
+    from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
     from centernet_trt.evaluation.host_pipeline import load_pictures
     from centernet_trt.runtime.gpu_options import GpuOptions
 
@@ -134,7 +134,7 @@ def check_written(json_file: Path | None, choices: GpuChoices) -> None:
         InputError: the file would go there, and the driver is the tests' stand-in.
         CudaError: there is no such GPU.
     """
-    from centernet_trt.evaluation.gpu_machine import check_target
+    from centernet_trt.evaluation.gpu.machine import check_target
     from centernet_trt.runtime.driver import find_device
     from centernet_trt.runtime.driver_cuda_bindings import CudaBindings
 

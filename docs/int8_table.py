@@ -1,6 +1,6 @@
 """The table of docs/int8.md: AP, its drop with a 95 % interval, agreement and share of int8, for each way to int8.
 
-    python docs/int8_table.py ASSETS BUNDLE [--limit N]
+    python docs/int8_table.py ASSETS BUNDLE [--limit N] [--rows WORDS]
 
 ASSETS has mb3_centernet_coco, coco128_train2017 and coco_val2017_dev; BUNDLE is the int8 bundle that
 `centernet-trt build` made of that model with the coco128 images. Nothing is chosen here: the thresholds are those of
@@ -120,7 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("assets", type=Path)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--limit", type=int, help="only so many images")
+    parser.add_argument("--rows", default="", help="only the rows whose names have this in them, and fp32")
     arguments = parser.parse_args()
     spec = read_spec("ttf-ltrb")
     folder = arguments.assets / "coco_val2017_dev"
@@ -129,6 +130,8 @@ def main() -> None:
     reference: dict[str, Detections] = {}
     print("| graph | AP | drop | 95 % | F1 | int8 |\n|---|---|---|---|---|---|", flush=True)
     for name, model in variants(arguments.assets, arguments.bundle, spec).items():
+        if name != "fp32" and arguments.rows not in name:
+            continue
         found = detect(model, spec, folder / "images", arguments.limit)
         reference = reference or found
         rows = [

@@ -137,7 +137,7 @@ class Entry(ReportModel):
 
     `pipeline`: one image in flight, by stage. `alone`: other things of one stage, by name: the network without the
     rest (trtexec's figure), and baselines. `cold`: see `cold_start`. `inputs`: network inputs, as WIDTHxHEIGHT.
-    `staged`: on a GPU, the stages by CUDA events, a second series without the CUDA graph. `targets`: see `gpu_targets`.
+    `staged`: on a GPU, the stages by CUDA events, a second series without the CUDA graph. `targets`: see `gpu.targets`.
     """
 
     name: str

@@ -6,7 +6,7 @@ from dataclasses import replace
 from centernet_trt.evaluation.bench_compare import Comparison, compare_entries
 from centernet_trt.evaluation.bench_report import BenchReport, Entry, Series, ThroughputRecord
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu_targets import targets_table
+from centernet_trt.evaluation.gpu.targets import targets_table
 from centernet_trt.evaluation.tables import Cell, Table
 from centernet_trt.evaluation.timing_statistics import summarise
 

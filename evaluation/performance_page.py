@@ -20,7 +20,7 @@ from centernet_trt.evaluation import host_benchmark
 from centernet_trt.evaluation.bench_compare import compare_entries
 from centernet_trt.evaluation.bench_report import BenchReport, read_report
 from centernet_trt.evaluation.bench_tables import comparison_table, tables_of
-from centernet_trt.evaluation.gpu_page import gpu_section
+from centernet_trt.evaluation.gpu.page import gpu_section
 from centernet_trt.evaluation.model_table import markdown_page, model_table
 from centernet_trt.evaluation.tables import text_table
 from centernet_trt.evaluation.verify_tables import boxes_sentence, checks_table, heads_table

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from onnx import ModelProto
 
@@ -40,22 +40,6 @@ class Budget:
     def allows(self, damage: Damage) -> bool:
         """Whether a graph's damage is inside the budget (its share aside)."""
         return damage.drop <= self.max_drop and damage.agreement.f1_low >= self.min_agreement
-
-    def tightened(self, simulated: Damage, typed: Damage, wanted: "Budget") -> "Budget":
-        """A stricter budget for the search, whose graph has `simulated`, but once typed is outside `wanted`.
-
-        Stricter by what is outside, but by no more than half of what the graph has: typing does not cost every graph
-        the same. Always so strict that this graph is refused.
-        """
-        drop, agreement = self.max_drop, self.min_agreement
-        if typed.drop > wanted.max_drop:
-            over = typed.drop - wanted.max_drop
-            drop = min(drop, simulated.drop - (min(over, simulated.drop / 2) if simulated.drop > 0 else over))
-        if typed.agreement.f1_low < wanted.min_agreement:
-            missing = wanted.min_agreement - typed.agreement.f1_low
-            sure = simulated.agreement.f1_low
-            agreement = max(agreement, sure + (min(missing, (1 - sure) / 2) if sure < 1 else missing))
-        return replace(self, max_drop=drop, min_agreement=agreement)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Int8Options:
             pre-processing.
         cache: TensorRT's text calibration cache: its scales are used instead of our thresholds. The channels are
             then not equalised, for the cache speaks of the graph as it was.
-        method: how thresholds are chosen; a layer that suffers by it gets the best of the others.
+        method: how thresholds are chosen; a layer that suffers much by it gets the best of the others.
         budget: what int8 may cost.
         rules: which layers may be int8, and how.
         everything: no search, every layer that may be int8 is, with thresholds by `method` alone: an experiment.
@@ -57,7 +57,7 @@ class Int8Options:
     calibration: CalibrationImages | None = None
     record: Path | None = None
     cache: Path | None = None
-    method: Method = "entropy"
+    method: Method = "mse"
     budget: Budget = field(default_factory=Budget)
     rules: Rules = field(default_factory=Rules)
     everything: bool = False
@@ -80,7 +80,6 @@ class Int8Result:
         probe_images: names of the images that single layers were judged on.
         notes: what the user should know.
         again: the search, to go on with; None where there was none.
-        budget: what the search was held to: that of the options, or a stricter one.
     """
 
     model: ModelProto
@@ -92,7 +91,6 @@ class Int8Result:
     probe_images: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
     again: Search | None = None
-    budget: Budget = field(default_factory=Budget)
 
     def inside_budget(self, typed: Damage) -> bool:
         """Whether the typed graph, with this measured damage, is what was asked for; so is all without a search."""
@@ -106,18 +104,18 @@ class Int8Result:
         """
         if self.again is None:
             raise ValueError("nothing was searched")
-        budget = self.budget.tightened(self.search.damage, typed, self.options.budget)
         try:
-            found = self.again.best(budget)
+            found = self.again.narrower(self.search)
         except BudgetError as error:
+            budget, simulated = self.options.budget, self.search.damage
             raise BudgetError(
-                f"with fp16 around int8 no graph is inside a drop of {self.options.budget.max_drop:g} and an agreement "
-                f"of {self.options.budget.min_agreement:g} (confidence 90 %): the last has a drop of {typed.drop:.4f} "
-                f"and an agreement of {typed.agreement.f1_low:.4f}, in fp32 {self.search.damage.drop:.4f} and "
-                f"{self.search.damage.agreement.f1_low:.4f}; a narrower one was not found: {error.message}",
+                f"with fp16 around int8 no graph is inside a drop of {budget.max_drop:g} and an agreement of "
+                f"{budget.min_agreement:g} (confidence 90 %): the last has a drop of {typed.drop:.4f} and an agreement "
+                f"of {typed.agreement.f1_low:.4f}, in fp32 {simulated.drop:.4f} and {simulated.agreement.f1_low:.4f}; "
+                f"{error.message}",
                 "allow a larger --max-drop or a smaller --min-agreement, or build with --precision fp16",
             ) from None
-        return replace(self, model=found.model, search=found, budget=budget)
+        return replace(self, model=found.model, search=found)
 
 
 def make_int8(
@@ -175,9 +173,7 @@ def make_int8(
         found = searching.best(options.budget)
     notes = (*images.notes, *(f"tensor {name!r} was zero on every calibration image" for name in dead))
     names = tuple(image.name for image in probing)
-    return Int8Result(
-        found.model, record, found, layers, judge, options, names, notes, searching, options.budget
-    )
+    return Int8Result(found.model, record, found, layers, judge, options, names, notes, searching)
 
 
 def calibrate(

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx import ModelProto, NodeProto, helper, version_converter
 
 from centernet_trt.builder import graph as g
-from centernet_trt.builder.inference import refresh_shapes
+from centernet_trt.builder.inference import check, refresh_shapes
 from centernet_trt.builder.quantise.layers import Rules
+from centernet_trt.errors import ModelError
 
 __all__ = ["SMALLEST_SCALE", "activation_scale", "place", "raise_opset", "residual_skips"]
 
@@ -41,8 +41,8 @@ def raise_opset(model: ModelProto) -> ModelProto:
         return model
     try:
         raised = version_converter.convert_version(model, _WITH_HALF_SCALES)
-        onnx.checker.check_model(raised)
-    except (RuntimeError, ValueError, version_converter.ConvertError):
+        check(raised)
+    except (RuntimeError, ValueError, version_converter.ConvertError, ModelError):
         return model
     kept = [list(node.output) for node in model.graph.node] == [
         list(node.output) for node in raised.graph.node

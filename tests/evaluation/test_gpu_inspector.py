@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from centernet_trt.evaluation.gpu_inspector import count_layers, inspect_engine
+from centernet_trt.evaluation.gpu.inspector import count_layers, inspect_engine
 
 INT8 = {
     "Name": "conv1 + relu",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.gpu_machine import (
+from centernet_trt.evaluation.gpu.machine import (
     check_target,
     device_label,
     is_real,

@@ -56,7 +56,7 @@ def test_plans_are_tried_in_processes_of_their_own(tmp_path: Path, bundle: Path)
     target = tmp_path / "rtx.json"
     words = [
         "-m",
-        "centernet_trt.evaluation.gpu_rtx",
+        "centernet_trt.evaluation.gpu.rtx",
         str(bundle),
         "--json",
         str(target),
@@ -74,7 +74,7 @@ def test_plans_are_tried_in_processes_of_their_own(tmp_path: Path, bundle: Path)
     # The same with an abort where the trying process would import TensorRT.
     shim = tmp_path / "fake_packages" / "tensorrt_rtx" / "__init__.py"
     env = standin_python.environment(tmp_path)
-    trying = "any('gpu_rtx_try' in word for word in __import__('sys').orig_argv)"
+    trying = "any('rtx_try' in word for word in __import__('sys').orig_argv)"
     shim.write_text(f"if {trying}:\n    import os; os.abort()\n{shim.read_text()}")
     done = subprocess.run(
         [sys.executable, *words], env=env, capture_output=True, text=True, cwd=ROOT, check=False
@@ -128,7 +128,7 @@ def test_both_commands_as_a_dry_run(tmp_path: Path, bundle: Path) -> None:
         "--images",
         str(images),
     ]
-    module = "centernet_trt.evaluation.gpu_steps"
+    module = "centernet_trt.evaluation.gpu.steps"
     run(tmp_path, "-m", module, "test", *words)
     told = run(tmp_path, "-m", module, "bench", *words)
     assert "Nothing failed." in told
@@ -147,7 +147,7 @@ def test_both_commands_as_a_dry_run(tmp_path: Path, bundle: Path) -> None:
 
 
 def test_no_step_writes_into_the_results(tmp_path: Path, bundle: Path) -> None:
-    told = run(tmp_path, "-m", "centernet_trt.evaluation.gpu_steps", "bench", "--small", code=1)
+    told = run(tmp_path, "-m", "centernet_trt.evaluation.gpu.steps", "bench", "--small", code=1)
     assert "is no GPU" in told
     command = [
         "-m",

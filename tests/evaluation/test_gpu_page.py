@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.gpu_page import gpu_section
-from centernet_trt.evaluation.gpu_rtx_tables import speed_table, tables
+from centernet_trt.evaluation.gpu.page import gpu_section
+from centernet_trt.evaluation.gpu.rtx_tables import speed_table, tables
 from centernet_trt.evaluation.performance_page import page
 
 DEVICE = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": [9, 0], "driver_cuda": [13, 0]}

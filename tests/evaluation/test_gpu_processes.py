@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from centernet_trt.evaluation.gpu_processes import run_limited
+from centernet_trt.evaluation.gpu.processes import run_limited
 
 
 def python(code: str, limit: float = 60, **options: object) -> "tuple[str, int | None, str]":

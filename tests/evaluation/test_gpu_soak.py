@@ -2,7 +2,7 @@
 
 import pytest
 
-from centernet_trt.evaluation.gpu_soak import judge
+from centernet_trt.evaluation.gpu.soak import judge
 
 MIB = 1 << 20
 

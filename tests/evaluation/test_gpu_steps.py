@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.gpu_bench_steps import bundles_at_hand, steps_of_bench
-from centernet_trt.evaluation.gpu_step import Step
-from centernet_trt.evaluation.gpu_steps import Plan, chosen, earlier_rows, failures, run_steps, steps_table
-from centernet_trt.evaluation.gpu_test_steps import read_junit, steps_of_tests
+from centernet_trt.evaluation.gpu.bench_steps import bundles_at_hand, steps_of_bench
+from centernet_trt.evaluation.gpu.step import Step
+from centernet_trt.evaluation.gpu.steps import Plan, chosen, earlier_rows, failures, run_steps, steps_table
+from centernet_trt.evaluation.gpu.test_steps import read_junit, steps_of_tests
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ JUNIT = """<testsuites><testsuite name="pytest">
 
 
 def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("centernet_trt.evaluation.gpu_steps._LEAST", 0.1)
+    monkeypatch.setattr("centernet_trt.evaluation.gpu.steps._LEAST", 0.1)
     junit = tmp_path / "t.xml"
     told = f"open({str(junit)!r}, 'w').write({JUNIT!r}); raise SystemExit(1)"
     rows = run(
@@ -187,8 +187,8 @@ def test_the_script_joins_and_installs_carried_wheels(tmp_path: Path) -> None:
         [sys.executable, "-m", "pip", "--version"], capture_output=True, check=False
     ).returncode:
         pytest.skip("this Python has no pip")
-    (tmp_path / "evaluation").mkdir()
-    shutil.copy(ROOT / "evaluation" / "gpu_all.sh", tmp_path / "evaluation")
+    (tmp_path / "evaluation" / "gpu").mkdir(parents=True)
+    shutil.copy(ROOT / "evaluation" / "gpu" / "all.sh", tmp_path / "evaluation" / "gpu")
     carried = tmp_path / ".whl"
     carried.mkdir()
     wheel(tmp_path / "carried-1.0-py3-none-any.whl")
@@ -198,7 +198,7 @@ def test_the_script_joins_and_installs_carried_wheels(tmp_path: Path) -> None:
         name = f"carried-1.0-py3-none-any.whl.part-{part:02d}"
         (carried / name).write_bytes(content[part * cut : (part + 1) * cut])
     done = subprocess.run(
-        ["sh", "evaluation/gpu_all.sh"],
+        ["sh", "evaluation/gpu/all.sh"],
         env=os.environ
         | {"WHEELS": ".whl", "PYTHON": sys.executable, "TEST": "none", "BENCH": "none", "OUT": "out"},
         capture_output=True,

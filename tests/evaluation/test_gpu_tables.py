@@ -10,7 +10,7 @@ from centernet_trt.evaluation.bench_compare import compare_entries, compare_repo
 from centernet_trt.evaluation.bench_html import html_report
 from centernet_trt.evaluation.bench_report import BenchReport
 from centernet_trt.evaluation.bench_tables import latency_table, overview, tables_of
-from centernet_trt.evaluation.gpu_targets import Judged
+from centernet_trt.evaluation.gpu.targets import Judged
 
 
 def entry_of_a_gpu(seed: int, factor: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from centernet_trt.evaluation.gpu_targets import (
+from centernet_trt.evaluation.gpu.targets import (
     MET,
     MISSED,
     NOT_JUDGED,

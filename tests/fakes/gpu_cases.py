@@ -19,22 +19,22 @@ from fake_tensorrt import Faults
 from standin_world import counted, pictures, tiny, world
 
 from centernet_trt.errors import BackendError, InputError
-from centernet_trt.evaluation import gpu_kernels, gpu_soak
 from centernet_trt.evaluation.bench_html import html_report
 from centernet_trt.evaluation.bench_plots import whole_figure
 from centernet_trt.evaluation.bench_report import BenchReport
 from centernet_trt.evaluation.bench_tables import tables_of
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu_arrays import DeviceTensor
-from centernet_trt.evaluation.gpu_bench import product_subject, run_gpu_bench
-from centernet_trt.evaluation.gpu_bench_options import GpuBenchOptions
-from centernet_trt.evaluation.gpu_floor import GpuFloor, copy_on_device, measure_floor
-from centernet_trt.evaluation.gpu_kernel_steps import DecodeStep, PreprocessStep
-from centernet_trt.evaluation.gpu_machine import device_record, result
-from centernet_trt.evaluation.gpu_mixed import MixedPipeline, measure_mixed
-from centernet_trt.evaluation.gpu_rtx_try import Progress, attempt
-from centernet_trt.evaluation.gpu_stages import STAGES, NetworkAlone, StagedPipeline, given_as
-from centernet_trt.evaluation.gpu_timer import GpuTimer
+from centernet_trt.evaluation.gpu import kernels, soak
+from centernet_trt.evaluation.gpu.arrays import DeviceTensor
+from centernet_trt.evaluation.gpu.bench import product_subject, run_gpu_bench
+from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
+from centernet_trt.evaluation.gpu.floor import GpuFloor, copy_on_device, measure_floor
+from centernet_trt.evaluation.gpu.kernel_steps import DecodeStep, PreprocessStep
+from centernet_trt.evaluation.gpu.machine import device_record, result
+from centernet_trt.evaluation.gpu.mixed import MixedPipeline, measure_mixed
+from centernet_trt.evaluation.gpu.rtx_try import Progress, attempt
+from centernet_trt.evaluation.gpu.stages import STAGES, NetworkAlone, StagedPipeline, given_as
+from centernet_trt.evaluation.gpu.timer import GpuTimer
 from centernet_trt.evaluation.host_pipeline import Picture, load_pictures
 from centernet_trt.evaluation.performance_page import page
 from centernet_trt.evaluation.timing import TimingRules
@@ -201,7 +201,7 @@ def test_the_kernels_result(device: Device, tmp_path: Path, capsys: pytest.Captu
     target, text = tmp_path / "gpu-kernels.json", tmp_path / "k.md"
     words = "--batches 1 2 --classes 2 --grid 24x16 --k 5 --source 20x15 --target 32x32 --copy-mib 1 --duration 0.005"
     words += f" --iterations 3 --json {target} --markdown {text}"
-    assert gpu_kernels.main(words.split()) == 0
+    assert kernels.main(words.split()) == 0
     data = json.loads(target.read_text())
     keys = {(row["step"], row["batch"], row["form"], row["cache"]) for row in data["rows"]}
     assert keys >= {
@@ -212,7 +212,7 @@ def test_the_kernels_result(device: Device, tmp_path: Path, capsys: pytest.Captu
     assert text.read_text() in capsys.readouterr().out
     assert "STAND-IN DRIVER, no GPU" in page(tmp_path)
     with pytest.raises(InputError, match="no GPU"):
-        gpu_kernels.main([*words.split(), "--json", "evaluation/results/gpu-kernels.json"])
+        kernels.main([*words.split(), "--json", "evaluation/results/gpu-kernels.json"])
 
 
 def test_a_wrong_answer_is_told_and_the_other_cases_go_on(
@@ -224,7 +224,7 @@ def test_a_wrong_answer_is_told_and_the_other_cases_go_on(
     monkeypatch.setattr(DecodeStep, "check", wrong)
     target = tmp_path / "gpu-kernels.json"
     words = "--batches 1 --classes 2 --grid 24x16 --k 5 --source 20x15 --target 32x32 --copy-mib 1 --duration 0.005"
-    assert gpu_kernels.main([*words.split(), "--iterations", "3", "--json", str(target)]) == 3
+    assert kernels.main([*words.split(), "--iterations", "3", "--json", str(target)]) == 3
     data = json.loads(target.read_text())
     assert [(row["step"], row["shape"], row["problem"]) for row in data["failed"]] == [
         ("decode", "2x16x24", "decode is wrong"),
@@ -376,7 +376,7 @@ class Wrong(StagedPipeline):
 def test_what_is_timed_must_be_what_the_product_answers(
     tmp_path: Path, faults: Faults, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("centernet_trt.evaluation.gpu_bench.StagedPipeline", Wrong)
+    monkeypatch.setattr("centernet_trt.evaluation.gpu.bench.StagedPipeline", Wrong)
     with pytest.raises(BackendError, match=r"does not find in 0\.png what Detector finds"):
         run_gpu_bench([tiny(tmp_path)], images, OPTIONS)
     with pytest.raises(InputError, match="no bundle"):
@@ -392,7 +392,7 @@ def test_a_fallback_from_the_graph_is_said(tmp_path: Path, faults: Faults, image
 
 
 def test_a_soak_that_is_flat(tmp_path: Path, faults: Faults, device: Device) -> None:
-    rows = [gpu_soak.soak_detector(tiny(tmp_path), device, 40), gpu_soak.soak_kernels(device, 20, 32, 2)]
+    rows = [soak.soak_detector(tiny(tmp_path), device, 40), soak.soak_kernels(device, 20, 32, 2)]
     for row in rows:
         assert row["device_growth"] == 0
         assert len(row["free"]) == len(row["resident"]) == row["calls"]
@@ -408,20 +408,20 @@ def test_a_soak_notices_what_is_kept_and_what_changes(device: Device) -> None:
         kept.append(device.allocate(1 << 20))
         return [nothing]
 
-    row = gpu_soak.soak("leak", leaking, 1, device, 30)
+    row = soak.soak("leak", leaking, 1, device, 30)
     assert not row["flat"]
     assert row["device_growth"] >= 20 << 20
     with pytest.raises(BackendError, match="call 3 found 1 objects, the first such call 0"):
-        gpu_soak.soak("moody", lambda call: [other if call == 3 else nothing], 1, device, 5)
+        soak.soak("moody", lambda call: [other if call == 3 else nothing], 1, device, 5)
 
 
 def test_the_soak_s_command(tmp_path: Path, faults: Faults, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, target = tiny(tmp_path), tmp_path / "gpu-soak.json"
     words = ["--calls", "12", "--side", "32", "--classes", "2", "--json", str(target)]
-    assert gpu_soak.main([str(bundle.path), *words]) == 0
+    assert soak.main([str(bundle.path), *words]) == 0
     assert "| bundle | 12 |" in page(tmp_path)
     # A bundle that cannot be loaded is told, and the other one is still run.
-    assert gpu_soak.main([str(tmp_path / "absent"), str(bundle.path), *words]) == 3
+    assert soak.main([str(tmp_path / "absent"), str(bundle.path), *words]) == 3
     rows = {row["name"]: row for row in json.loads(target.read_text())["rows"]}
     assert "problem" in rows["absent"]
     assert rows["bundle"]["flat"]

@@ -1,10 +1,10 @@
-"""The result of `gpu_kernels` as Markdown."""
+"""The result of `kernels` as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from centernet_trt.evaluation.gpu_machine import device_label
-from centernet_trt.evaluation.gpu_targets import microseconds, targets_table
+from centernet_trt.evaluation.gpu.machine import device_label
+from centernet_trt.evaluation.gpu.targets import microseconds, targets_table
 from centernet_trt.evaluation.tables import Table, text_table
 
 COLUMNS = ("batch", "who", "form", "cache", "p50", "p99", "GB/s", "share of copy", "p50 / empty launch")

@@ -1,6 +1,6 @@
 """Where TensorRT does not run on a GPU: pre-processing and decode there, the network in ONNX Runtime on the host.
 
-    python -m centernet_trt.evaluation.gpu_mixed BUNDLE --json FILE
+    python -m centernet_trt.evaluation.gpu.mixed BUNDLE --json FILE
 
 `Detector` has no such mixture, since two copies of whole tensors make it slow; this exercises both kernels on a real
 network's data with `GpuOps`, holds each to the host's own, and says how long each part takes by the wall clock.
@@ -18,8 +18,8 @@ import numpy as np
 from centernet_trt.errors import BackendError, CenterNetError
 from centernet_trt.evaluation.bench_report import Series
 from centernet_trt.evaluation.clock import StageClock, WallClock
-from centernet_trt.evaluation.gpu_arrays import DeviceTensor
-from centernet_trt.evaluation.gpu_machine import check_target, device_record, result, write_result
+from centernet_trt.evaluation.gpu.arrays import DeviceTensor
+from centernet_trt.evaluation.gpu.machine import check_target, device_record, result, write_result
 from centernet_trt.evaluation.host_pipeline import Heads, Picture, load_pictures, pick_images
 from centernet_trt.evaluation.latency import one_image
 from centernet_trt.evaluation.timing import Subject, TimingRules, measure
@@ -154,12 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--images", type=Path, default=Path(__file__).parents[1] / "calib_data")
+    parser.add_argument("--images", type=Path, default=Path(__file__).parents[2] / "calib_data")
     parser.add_argument("--max-images", type=int, default=8)
     parser.add_argument("--duration", type=float, default=3.0)
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args(arguments)
-    words = ["python", "-m", "centernet_trt.evaluation.gpu_mixed", *(arguments or sys.argv[1:])]
+    words = ["python", "-m", "centernet_trt.evaluation.gpu.mixed", *(arguments or sys.argv[1:])]
     try:
         with Device.open(0, "cuda-bindings") as device:
             record = device_record(device)

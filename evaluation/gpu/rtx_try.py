@@ -1,4 +1,4 @@
-"""One plan on this GPU, in a process of its own: `python -m centernet_trt.evaluation.gpu_rtx_try BUNDLE PLAN --json FILE`.
+"""One plan on this GPU, in a process of its own: `python -m centernet_trt.evaluation.gpu.rtx_try BUNDLE PLAN --json FILE`.
 
 The file is written again after every step, so that a crash leaves how far it came. The bundle's own check of what a plan
 was built for is passed over: here TensorRT itself is asked.
@@ -18,10 +18,10 @@ import numpy as np
 
 from centernet_trt.errors import BundleError, CenterNetError
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu_arrays import DeviceTensor
-from centernet_trt.evaluation.gpu_inspector import inspect_engine
-from centernet_trt.evaluation.gpu_machine import device_record
-from centernet_trt.evaluation.gpu_timer import GpuTimer
+from centernet_trt.evaluation.gpu.arrays import DeviceTensor
+from centernet_trt.evaluation.gpu.inspector import inspect_engine
+from centernet_trt.evaluation.gpu.machine import device_record
+from centernet_trt.evaluation.gpu.timer import GpuTimer
 from centernet_trt.evaluation.tensor_error import ErrorSum
 from centernet_trt.evaluation.timing import TimingRules, measure
 from centernet_trt.evaluation.timing_statistics import summarise

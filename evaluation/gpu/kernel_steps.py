@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import BackendError
-from centernet_trt.evaluation.gpu_arrays import DeviceTensor
+from centernet_trt.evaluation.gpu.arrays import DeviceTensor
 from centernet_trt.kernels.launch import plan_decode, plan_preprocess
 from centernet_trt.kernels.outputs import DecodeLayout
 from centernet_trt.kernels.structs import DecodeParams, PreprocessParams

@@ -8,7 +8,7 @@ from typing import Any
 
 from centernet_trt.errors import CudaError
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu_timer import GpuTimer
+from centernet_trt.evaluation.gpu.timer import GpuTimer
 from centernet_trt.evaluation.timing import Subject, TimingRules, measure, timed
 from centernet_trt.evaluation.timing_statistics import summarise
 from centernet_trt.runtime.driver import Device

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from centernet_trt.evaluation.gpu_step import Step
+from centernet_trt.evaluation.gpu.step import Step
 
 ENGINES = Path("engines")
 KEPT = Path("build/gpu/bundles")
@@ -46,8 +46,8 @@ def steps_of_bench(
         small: sizes for a dry run.
     """
     given = [str(path) for path in bundles_at_hand(bundles) if KEPT not in path.parents]
-    kernels = [*_module("gpu_kernels"), "--json", str(output / "gpu-kernels.json")]
-    rtx = [*_module("gpu_rtx"), *given, "--json", str(output / "gpu-rtx.json")]
+    kernels = [*_module("kernels"), "--json", str(output / "gpu-kernels.json")]
+    rtx = [*_module("rtx"), *given, "--json", str(output / "gpu-rtx.json")]
     if small:
         kernels += _SMALL_KERNELS.split()
         rtx += ["--duration", "0.05"]
@@ -63,12 +63,12 @@ def steps_of_bench(
 
 
 def _module(name: str) -> list[str]:
-    return [sys.executable, "-m", f"centernet_trt.evaluation.{name}"]
+    return [sys.executable, "-m", f"centernet_trt.evaluation.gpu.{name}"]
 
 
 def _soak(output: Path, bundles: Sequence[Path], calls: int, small: bool) -> list[str]:
     # One bundle: the calls count, not the networks.
-    command = [*_module("gpu_soak"), *map(str, bundles_at_hand(bundles)[:1]), "--calls", str(calls)]
+    command = [*_module("soak"), *map(str, bundles_at_hand(bundles)[:1]), "--calls", str(calls)]
     return [*command, "--json", str(output / "gpu-soak.json"), *(_SMALL_SOAK.split() if small else [])]
 
 

@@ -6,8 +6,8 @@ from itertools import groupby
 from typing import Any, Self
 
 from centernet_trt.evaluation.bench_report import ThroughputRecord
-from centernet_trt.evaluation.gpu_bench_options import GpuBenchOptions
-from centernet_trt.evaluation.gpu_stages import given_as
+from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
+from centernet_trt.evaluation.gpu.stages import given_as
 from centernet_trt.evaluation.host_pipeline import Picture, batches_of
 from centernet_trt.evaluation.latency import Progress
 from centernet_trt.evaluation.throughput import Request, drive

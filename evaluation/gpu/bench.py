@@ -1,7 +1,7 @@
 """The benchmark on a GPU: the same report as the host's, with the wall clock around the product and events inside it.
 
 Three things are measured of each bundle, in turn: `Detector` as users call it, by the wall clock and with nothing in its
-way; its stages, by events and without the CUDA graph (`gpu_stages`); and the network alone.
+way; its stages, by events and without the CUDA graph (`stages`); and the network alone.
 """
 
 import time
@@ -19,8 +19,8 @@ from centernet_trt.evaluation.bench import PIPELINE, Counter
 from centernet_trt.evaluation.bench_report import BenchReport, Series
 from centernet_trt.evaluation.clock import WHOLE
 from centernet_trt.evaluation.cold_start import cold_start
-from centernet_trt.evaluation.gpu_bench_options import GpuBenchOptions
-from centernet_trt.evaluation.gpu_entries import (
+from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
+from centernet_trt.evaluation.gpu.entries import (
     HOST_CPU,
     STAGED,
     Measured,
@@ -29,11 +29,11 @@ from centernet_trt.evaluation.gpu_entries import (
     network_name,
     report_of,
 )
-from centernet_trt.evaluation.gpu_floor import measure_floor
-from centernet_trt.evaluation.gpu_machine import device_record
-from centernet_trt.evaluation.gpu_stages import NetworkAlone, StagedPipeline, given_as
-from centernet_trt.evaluation.gpu_throughput import throughput
-from centernet_trt.evaluation.gpu_timer import CacheState, GpuTimer
+from centernet_trt.evaluation.gpu.floor import measure_floor
+from centernet_trt.evaluation.gpu.machine import device_record
+from centernet_trt.evaluation.gpu.stages import NetworkAlone, StagedPipeline, given_as
+from centernet_trt.evaluation.gpu.throughput import throughput
+from centernet_trt.evaluation.gpu.timer import CacheState, GpuTimer
 from centernet_trt.evaluation.host_pipeline import Picture, check_against, load_pictures
 from centernet_trt.evaluation.latency import Progress, distinct_names, one_image
 from centernet_trt.evaluation.timing import Sample, Subject, TimingRules, measure

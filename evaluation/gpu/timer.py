@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu_machine import l2_bytes
-from centernet_trt.evaluation.gpu_probes import ProbeKernels
+from centernet_trt.evaluation.gpu.machine import l2_bytes
+from centernet_trt.evaluation.gpu.probes import ProbeKernels
 from centernet_trt.evaluation.timing import Sample, Subject
 from centernet_trt.runtime.driver import Device, close_all
 from centernet_trt.runtime.driver_objects import DeviceBuffer, Event, Graph, Stream

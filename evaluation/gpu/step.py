@@ -1,4 +1,4 @@
-"""A step of `gpu_steps`."""
+"""A step of `steps`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

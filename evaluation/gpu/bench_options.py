@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from centernet_trt.evaluation.gpu_floor import COPY_BYTES
-from centernet_trt.evaluation.gpu_stages import InputKind
-from centernet_trt.evaluation.gpu_timer import CacheState
+from centernet_trt.evaluation.gpu.floor import COPY_BYTES
+from centernet_trt.evaluation.gpu.stages import InputKind
+from centernet_trt.evaluation.gpu.timer import CacheState
 from centernet_trt.evaluation.timing import TimingRules
 from centernet_trt.runtime.gpu_options import GpuOptions
 

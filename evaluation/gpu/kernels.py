@@ -1,6 +1,6 @@
 """The two kernels on a GPU: times beside the floor of the same run and beside PyTorch, answers held to the host's.
 
-    python -m centernet_trt.evaluation.gpu_kernels --json evaluation/results/gpu-kernels.json
+    python -m centernet_trt.evaluation.gpu.kernels --json evaluation/results/gpu-kernels.json
 
 Forms: `alone` is one launch between two events; `graph` is one of many in a CUDA graph, as the pipeline launches it.
 `warm`: the same data again and again; `cold`: after a flush of the L2 cache, or (`graph`) on copies of the data that
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from centernet_trt.errors import CenterNetError, InputError
-from centernet_trt.evaluation import gpu_torch
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu_floor import COPY_BYTES, TRAIN, measure_floor
-from centernet_trt.evaluation.gpu_kernel_steps import DecodeStep, PreprocessStep
-from centernet_trt.evaluation.gpu_kernel_tables import tables
-from centernet_trt.evaluation.gpu_machine import check_target, device_record, result, write_result
-from centernet_trt.evaluation.gpu_targets import judge_kernels
-from centernet_trt.evaluation.gpu_timer import GpuTimer
+from centernet_trt.evaluation.gpu import torch_baselines
+from centernet_trt.evaluation.gpu.floor import COPY_BYTES, TRAIN, measure_floor
+from centernet_trt.evaluation.gpu.kernel_steps import DecodeStep, PreprocessStep
+from centernet_trt.evaluation.gpu.kernel_tables import tables
+from centernet_trt.evaluation.gpu.machine import check_target, device_record, result, write_result
+from centernet_trt.evaluation.gpu.targets import judge_kernels
+from centernet_trt.evaluation.gpu.timer import GpuTimer
 from centernet_trt.evaluation.timing import Subject, TimingRules, measure
 from centernet_trt.evaluation.timing_statistics import stability, summarise
 from centernet_trt.runtime.driver import Device, close_all
@@ -99,7 +99,7 @@ def measure_kernels(
                 "targets": judged,
             }
 
-        torch, why = gpu_torch.usable_torch() if options.torch else (None, "PyTorch was left out")
+        torch, why = torch_baselines.usable_torch() if options.torch else (None, "PyTorch was left out")
         if why:
             notes.append(why)
         try:
@@ -170,8 +170,8 @@ def _baselines(torch: Any, step: Step) -> tuple[dict[str, Callable[[], Any]], li
         return {}, []  # the official code decodes without a threshold
     try:
         if isinstance(step, DecodeStep):
-            return gpu_torch.decode_calls(torch, step)
-        return gpu_torch.preprocess_calls(torch, step)
+            return torch_baselines.decode_calls(torch, step)
+        return torch_baselines.preprocess_calls(torch, step)
     except (CenterNetError, RuntimeError) as error:
         return {}, [f"PyTorch was left out of a case: {' '.join(str(error).split())[:200]}"]
 
@@ -203,7 +203,7 @@ def _timed(
             add("kernel", "graph", cache, timer.subject(partial(graph.launch, timer.stream), times=times))
         calls, notes = _baselines(torch, step)
         for who, call in calls.items():
-            work = gpu_torch.on_stream(torch, timer.stream, call)
+            work = torch_baselines.on_stream(torch, timer.stream, call)
             add(who, "alone", "warm", timer.subject(work, "warm"))
             add(who, "alone", "cold", timer.subject(work, "cold"))
         samples = measure(subjects, rules)
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rules=TimingRules(0.05, given.duration, given.iterations, 3, allow_short=True),
         torch=given.torch,
     )
-    words = ["python", "-m", "centernet_trt.evaluation.gpu_kernels", *(arguments or sys.argv[1:])]
+    words = ["python", "-m", "centernet_trt.evaluation.gpu.kernels", *(arguments or sys.argv[1:])]
     with Device.open(given.device, "cuda-bindings") as device:
         record = device_record(device)
         if given.json is not None:

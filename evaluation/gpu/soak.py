@@ -1,6 +1,6 @@
 """A long run on a GPU: free device memory and the process's memory must stay flat, and the answers the same.
 
-    python -m centernet_trt.evaluation.gpu_soak --json evaluation/results/gpu-soak.json [BUNDLE ...]
+    python -m centernet_trt.evaluation.gpu.soak --json evaluation/results/gpu-soak.json [BUNDLE ...]
 
 Every bundle is asked through `Detector`, with images of changing sizes one by one and in batches; and the kernels by
 themselves through `GpuOps`, on a stream of the caller's. Free memory is that of the whole device: nothing else may run on it.
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from centernet_trt.errors import BackendError, CenterNetError
-from centernet_trt.evaluation.gpu_arrays import DeviceTensor
-from centernet_trt.evaluation.gpu_kernel_steps import official_spec, random_heads
-from centernet_trt.evaluation.gpu_machine import (
+from centernet_trt.evaluation.gpu.arrays import DeviceTensor
+from centernet_trt.evaluation.gpu.kernel_steps import official_spec, random_heads
+from centernet_trt.evaluation.gpu.machine import (
     check_target,
     device_label,
     device_record,
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
-    words = ["python", "-m", "centernet_trt.evaluation.gpu_soak", *(arguments or sys.argv[1:])]
+    words = ["python", "-m", "centernet_trt.evaluation.gpu.soak", *(arguments or sys.argv[1:])]
     rows: list[dict[str, Any]] = []
     with Device.open(0, "cuda-bindings") as device:
         record = device_record(device)

@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.gpu_step import Step
+from centernet_trt.evaluation.gpu.step import Step
 
 TESTS = Path("tests/gpu")
 SANITIZER = "compute-sanitizer"

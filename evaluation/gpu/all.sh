@@ -1,7 +1,7 @@
 #!/bin/sh
 # All of it on a GPU machine that reaches no package registry: join and install carried wheels, test, measure.
 #
-#   WHEELS=.whl sh evaluation/gpu_all.sh
+#   WHEELS=.whl sh evaluation/gpu/all.sh
 #
 # WHEELS   folder of wheels for this Python; one that had to be cut lies there as NAME.whl.part-00, -01, ...; unset: none
 # SITE     folder to install them into (default: build/gpu/site)
@@ -10,9 +10,9 @@
 # TEST     steps of `make gpu-test`, separated by commas; `none` leaves it out, unset runs all of them
 # BENCH    steps of `make gpu-bench`, likewise
 # BUDGET   seconds for the tests, and again for the measurements (default: 270)
-# GPU_ARGS further options of evaluation/gpu_steps.py
+# GPU_ARGS further options of evaluation/gpu/steps.py
 set -u
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "$0")/../.." || exit 1
 PYTHON=${PYTHON:-python3}
 SITE=${SITE:-build/gpu/site}
 OUT=${OUT:-build/gpu}
@@ -50,7 +50,7 @@ failed=0
 run() { # test or bench, steps
     [ "$2" = none ] && return
     # shellcheck disable=SC2086 # several options
-    "$PYTHON" -m centernet_trt.evaluation.gpu_steps "$1" ${2:+--steps "$2"} --budget "$BUDGET" ${GPU_ARGS:-} || failed=1
+    "$PYTHON" -m centernet_trt.evaluation.gpu.steps "$1" ${2:+--steps "$2"} --budget "$BUDGET" ${GPU_ARGS:-} || failed=1
 }
 run test "${TEST:-}"
 run bench "${BENCH:-}"

@@ -1,7 +1,7 @@
 """All that is to be tested or measured on a GPU, step by step: `make gpu-test` and `make gpu-bench`.
 
-    python -m centernet_trt.evaluation.gpu_steps test  [--steps kernels,driver] [--output DIR]
-    python -m centernet_trt.evaluation.gpu_steps bench [--steps kernels,rtx] [--output DIR]
+    python -m centernet_trt.evaluation.gpu.steps test  [--steps kernels,driver] [--output DIR]
+    python -m centernet_trt.evaluation.gpu.steps bench [--steps kernels,rtx] [--output DIR]
 
 Each step is a process of its own with its own time limit; one that fails does not stop the others, and what failed is
 listed at the end. `--budget` is the time for all of them together.
@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.gpu_bench_steps import steps_of_bench
-from centernet_trt.evaluation.gpu_machine import (
+from centernet_trt.evaluation.gpu.bench_steps import steps_of_bench
+from centernet_trt.evaluation.gpu.machine import (
     check_target,
     device_label,
     device_record,
     result,
     write_result,
 )
-from centernet_trt.evaluation.gpu_processes import run_limited
-from centernet_trt.evaluation.gpu_step import Step
-from centernet_trt.evaluation.gpu_test_steps import read_junit, steps_of_tests
+from centernet_trt.evaluation.gpu.processes import run_limited
+from centernet_trt.evaluation.gpu.step import Step
+from centernet_trt.evaluation.gpu.test_steps import read_junit, steps_of_tests
 from centernet_trt.evaluation.tables import Table, text_table
 from centernet_trt.runtime.driver import Device
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         steps = steps_of_bench(output, beside, given.bundles, given.images, given.calls, given.small)
     plan = Plan(chosen(steps, given.steps), beside / "logs", given.budget)
-    words = ["python", "-m", "centernet_trt.evaluation.gpu_steps", *(arguments or sys.argv[1:])]
+    words = ["python", "-m", "centernet_trt.evaluation.gpu.steps", *(arguments or sys.argv[1:])]
     target = output / f"gpu-{given.what}-steps.json"
     names = {step.name for step in plan.steps}
     kept = [row for row in earlier_rows(target, record) if row["step"] not in names]

@@ -1,11 +1,11 @@
 """Does TensorRT for RTX run on this GPU, and what do its engines become there?
 
-    python -m centernet_trt.evaluation.gpu_rtx --json evaluation/results/gpu-rtx.json [BUNDLE ...] [--arch res_18]
+    python -m centernet_trt.evaluation.gpu.rtx --json evaluation/results/gpu-rtx.json [BUNDLE ...] [--arch res_18]
 
 Every plan of the bundles given is tried; with `--arch` or `--model`, plans of every precision are built first: portable,
 `sm_80`, and `current`, which is built on this GPU. Each build and each try is a process of its own with a time limit, so that a
 crash or a hang is recorded and the next one goes on. Where nothing runs, the network runs in ONNX Runtime on the host and the rest
-on the GPU (`gpu_mixed`).
+on the GPU (`mixed`).
 """
 
 import argparse
@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from centernet_trt.errors import CenterNetError, InputError
-from centernet_trt.evaluation.gpu_machine import check_target, device_record, result, write_result
-from centernet_trt.evaluation.gpu_processes import Outcome, run_limited
-from centernet_trt.evaluation.gpu_rtx_tables import tables
+from centernet_trt.evaluation.gpu.machine import check_target, device_record, result, write_result
+from centernet_trt.evaluation.gpu.processes import Outcome, run_limited
+from centernet_trt.evaluation.gpu.rtx_tables import tables
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.driver import Device
 
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("portable", "sm_80", "current")
 _BATCHES = ("--batch", "1:1:8")
-_MODULE = "centernet_trt.evaluation"
+_MODULE = "centernet_trt.evaluation.gpu"
 _WHERE = {"PYTHONFAULTHANDLER": "1"}
 """A process that crashes says where."""
 Tell = Callable[[str], None]
@@ -92,7 +92,7 @@ def try_bundle(path: Path, folder: Path, limits: Limits, tell: Tell) -> list[dic
                 continue
             tell(f"try {manifest.name}/{plan.file}, batch {batch}")
             record = folder / f"{len(list(folder.iterdir()))}.json"
-            command = [sys.executable, "-m", f"{_MODULE}.gpu_rtx_try", str(path), plan.file]
+            command = [sys.executable, "-m", f"{_MODULE}.rtx_try", str(path), plan.file]
             command += ["--json", str(record), "--batch", str(batch), "--duration", str(limits.duration)]
             outcome = run_limited(command, limits.attempt, environment=_WHERE)
             reached: dict[str, Any] = {}
@@ -127,7 +127,7 @@ def mixed(path: Path, folder: Path, limits: Limits, tell: Tell) -> dict[str, Any
     """The network on the host and the rest on the GPU, with one bundle."""
     tell(f"kernels on the GPU around {path.name} in ONNX Runtime")
     record = folder / "mixed.json"
-    command = [sys.executable, "-m", f"{_MODULE}.gpu_mixed", str(path), "--json", str(record)]
+    command = [sys.executable, "-m", f"{_MODULE}.mixed", str(path), "--json", str(record)]
     outcome = run_limited([*command, "--duration", str(limits.duration)], limits.attempt)
     found = _told(outcome)
     if record.is_file():
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--spec", help="of --model")
     parser.add_argument("--keep", type=Path, help="build into this folder, and leave the bundles there")
     parser.add_argument(
-        "--calibration", type=Path, default=Path(__file__).parents[1] / "calib_data", help="images for int8"
+        "--calibration", type=Path, default=Path(__file__).parents[2] / "calib_data", help="images for int8"
     )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--build-limit", type=float, default=Limits.build, help="seconds")
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not (given.bundles or given.arch or given.model):
         raise InputError("there is nothing to try", "name bundles, or --arch NAME, or --model FILE.onnx")
-    words = ["python", "-m", f"{_MODULE}.gpu_rtx", *(arguments or sys.argv[1:])]
+    words = ["python", "-m", f"{_MODULE}.rtx", *(arguments or sys.argv[1:])]
     with Device.open(0, "cuda-bindings") as device:
         record = device_record(device)
     if given.json is not None:

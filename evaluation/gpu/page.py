@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation import gpu_kernel_tables, gpu_rtx_tables, gpu_soak
 from centernet_trt.evaluation.bench_report import read_report
 from centernet_trt.evaluation.bench_tables import tables_of
-from centernet_trt.evaluation.gpu_machine import device_label
-from centernet_trt.evaluation.gpu_steps import failures, steps_table
+from centernet_trt.evaluation.gpu import kernel_tables, rtx_tables, soak
+from centernet_trt.evaluation.gpu.machine import device_label
+from centernet_trt.evaluation.gpu.steps import failures, steps_table
 
 _TITLES = {
     "gpu-test-steps": "Tests on the device",
@@ -81,10 +81,10 @@ def _told_by(tables: Callable[[Any], str]) -> Callable[[Path, Any], Iterable[str
 
 _PARTS: dict[str, Callable[[Path, Any], Iterable[str]]] = {
     "gpu-test-steps": _steps,
-    "gpu-kernels": _told_by(gpu_kernel_tables.tables),
-    "gpu-rtx": _told_by(gpu_rtx_tables.tables),
+    "gpu-kernels": _told_by(kernel_tables.tables),
+    "gpu-rtx": _told_by(rtx_tables.tables),
     "bench": _bench,
-    "gpu-soak": _told_by(gpu_soak.table),
+    "gpu-soak": _told_by(soak.table),
     "gpu-bench-steps": _steps,
 }
 

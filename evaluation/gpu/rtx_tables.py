@@ -1,9 +1,9 @@
-"""The result of `gpu_rtx` as Markdown."""
+"""The result of `rtx` as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from centernet_trt.evaluation.gpu_machine import device_label
+from centernet_trt.evaluation.gpu.machine import device_label
 from centernet_trt.evaluation.tables import Table, text_table
 
 Row = Mapping[str, Any]

@@ -1,7 +1,7 @@
 """The runtime's own pipeline on a GPU, stage by stage, and its network alone: what CUDA events see.
 
 Events cannot look into a CUDA graph, so the stages are timed without it, in a series of their own: the kernels and the
-network are the same, launched one by one behind a hold (`gpu_timer`).
+network are the same, launched one by one behind a hold (`timer`).
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import numpy as np
 
 from centernet_trt.errors import CenterNetError
 from centernet_trt.evaluation.clock import WHOLE, StageClock
-from centernet_trt.evaluation.gpu_arrays import DeviceTensor
-from centernet_trt.evaluation.gpu_timer import CacheState, EventClock, GpuTimer
+from centernet_trt.evaluation.gpu.arrays import DeviceTensor
+from centernet_trt.evaluation.gpu.timer import CacheState, EventClock, GpuTimer
 from centernet_trt.evaluation.host_pipeline import Picture
 from centernet_trt.evaluation.timing import Sample, Subject
 from centernet_trt.kernels.launch import DecodePlan, PreprocessPlan

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from centernet_trt.evaluation.gpu_machine import device_label, is_real
+from centernet_trt.evaluation.gpu.machine import device_label, is_real
 from centernet_trt.evaluation.tables import Table, text_table
 
 MET, MISSED, NOT_JUDGED = "met", "not met", "not judged"
@@ -42,9 +42,9 @@ def judge_kernels(device: Mapping[str, Any], floor: Mapping[str, float], rows: S
     """The kernels' targets.
 
     Args:
-        device: as `gpu_machine.device_record` gives it.
+        device: as `machine.device_record` gives it.
         floor: as `GpuFloor.to_json` gives it.
-        rows: of the result of `gpu_kernels`.
+        rows: of the result of `kernels`.
     """
     excuse = why_not_judged(device)
 
@@ -85,7 +85,7 @@ def judge_bundle(device: Mapping[str, Any], name: str, measured: Mapping[str, An
     """The runtime's targets for one bundle.
 
     Args:
-        device: as `gpu_machine.device_record` gives it.
+        device: as `machine.device_record` gives it.
         name: of the bundle.
         measured: `input` (how images are given), medians in seconds of `whole` (wall, batch 1, warm), `network` (alone,
             batch 1) and `host_cpu`, and `throughput`: {batch: images a second over those of the network alone}.
