@@ -11,18 +11,19 @@ import onnx
 from onnx import ModelProto
 
 from centernet_trt import __version__
+from centernet_trt.builder import weights
 from centernet_trt.builder.calibration.images import CalibrationImages, images_of
 from centernet_trt.builder.flavours import load_flavour
-from centernet_trt.builder.graph import copy_model
 from centernet_trt.builder.inference import PROTOBUF_LIMIT, serialised_size
 from centernet_trt.builder.layers import requested_layers
 from centernet_trt.builder.plan import Plan, Profile, build_plan
-from centernet_trt.builder.prepare import Reporter, Silence, Typing, prepare
+from centernet_trt.builder.prepare import Typing, prepare
+from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
+from centernet_trt.builder.progress import Reporter, Silence, peak_memory
 from centernet_trt.builder.quantise.files import summary, write_int8
 from centernet_trt.builder.quantise.int8 import Int8Options
 from centernet_trt.builder.quantise.report import layer_rows
 from centernet_trt.calib_data import FOLDER
-from centernet_trt.errors import InputError
 from centernet_trt.runtime.bundle import MANIFEST, EngineBundle, record_file
 from centernet_trt.runtime.bundle_writer import replacing_folder
 from centernet_trt.runtime.manifest import (
@@ -30,10 +31,12 @@ from centernet_trt.runtime.manifest import (
     Manifest,
     PlanRecord,
     Precision,
-    ProfileRecord,
     ShapeRange,
 )
-from centernet_trt.runtime.spec import FixedSize, ModelSpec
+from centernet_trt.runtime.spec import ModelSpec
+
+# The range check of fp16 is to cost no more than some dozen seconds of one core by itself: multiply-adds.
+RANGE_CHECK_WORK = 3e11
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class BuildOptions:
         batch: images in a call; None is 1 to 8, tuned for 1.
         height: rows of the network input, for a spec whose size is not fixed; None is up to 1024, tuned for 512.
         width: columns, likewise.
+        profiles: optimisation profiles, each tuned for its own shape; what one leaves open is `batch`, `height` or
+            `width`. None is the one profile of these three. At the first one's tuned size the graph is compared.
         flavour: which TensorRT compiles the plan; `none` leaves the bundle without a plan.
         targets: GPUs to build a plan for each; none is the flavour's default.
         heads: type of the head tensors where the graph is not fp32; `fp32` keeps their last convolutions in fp32.
@@ -59,6 +64,7 @@ class BuildOptions:
     batch: ShapeRange | None = None
     height: ShapeRange | None = None
     width: ShapeRange | None = None
+    profiles: tuple[ProfileRequest, ...] = ()
     flavour: Literal["auto", "rtx", "tensorrt", "none"] = "auto"
     targets: tuple[str, ...] = ()
     heads: Literal["fp16", "fp32"] = "fp16"
@@ -93,24 +99,27 @@ def build(
         BackendError: TensorRT is missing or refuses the graph.
     """
     options, reporter = options or BuildOptions(), reporter or Silence()
-    profile = resolve_profile(spec, options)
+    profiles = resolve_profiles(
+        spec, ProfileRequest(options.batch, options.height, options.width), options.profiles
+    )
     # Whatever is missing should show before minutes of work, so TensorRT is looked for and the folder made first.
     flavour = None if options.flavour == "none" else load_flavour(options.flavour)
     targets = () if flavour is None else options.targets or (flavour.default_target,)
     for target in targets:
         assert flavour is not None
         flavour.require_device(target)
-    with replacing_folder(output) as folder:
+    with replacing_folder(output) as folder, weights.weights_outside():
         reporter.stage("graph")
         images = _images(options)
         typing = Typing(
             options.precision,
             options.heads,
             () if images is None else images.images,
+            image_work=RANGE_CHECK_WORK if options.calibration is None else None,
             int8=replace(options.int8, calibration=None if options.calibration is None else images),
             lower_deform_conv=flavour is not None and not flavour.imports_deform_conv,
         )
-        prepared = prepare(model, spec, profile, typing, reporter)
+        prepared = prepare(model, spec, profiles, typing, reporter)
         reporter.stage("write")
         record = _write_model(prepared.model, folder)
         layers = folder / "layers.json"
@@ -121,21 +130,21 @@ def build(
         if prepared.int8 is not None:
             beside += write_int8(folder, prepared.int8, prepared.measured)
         plans: list[PlanRecord] = []
-        notes: list[str] = [] if prepared.int8 is None else list(prepared.int8.notes)
+        notes = [*prepared.notes, *(prepared.int8.notes if prepared.int8 else ())]
         for target in targets:
             assert flavour is not None
             reporter.stage(f"TensorRT ({flavour.name} {flavour.version}, {target})")
             plan = build_plan(
                 prepared.model,
                 prepared.input.name,
-                Profile(profile.batch, profile.height, profile.width),
+                [Profile(profile.batch, profile.height, profile.width) for profile in profiles],
                 flavour=flavour,
                 target=target,
                 tf32=options.tf32,
                 progress=reporter.step,
             )
             plans.append(_write_plan(plan, folder))
-            notes += [line for line in dict.fromkeys(plan.log) if line not in notes]
+            notes += [line for line in dict.fromkeys([*plan.log, *plan.notes]) if line not in notes]
         if plans and flavour is not None and options.precision == "int8":
             notes += flavour.int8_notes
         manifest = Manifest(
@@ -145,7 +154,7 @@ def build(
             command=options.command or _plain_command(model, output, options),
             precision=options.precision,
             spec=prepared.spec,
-            profile=profile,
+            profiles=profiles,
             input=prepared.input,
             heads=prepared.heads,
             source=record_file(model),
@@ -162,37 +171,6 @@ def build(
     return EngineBundle(output, manifest)
 
 
-def resolve_profile(spec: ModelSpec, options: BuildOptions) -> ProfileRecord:
-    """The input shapes to build for: the options', filled in from the spec.
-
-    Raises:
-        InputError: a range that contradicts a fixed size, or sides that the size rule never gives.
-    """
-    batch = options.batch or ShapeRange.of(1, 1, 8)
-    size = spec.input.size
-    if isinstance(size, FixedSize):
-        sides = {"height": size.height, "width": size.width}
-        for what, side in sides.items():
-            asked = getattr(options, what)
-            if asked is not None and (asked.min, asked.max) != (side, side):
-                raise InputError(
-                    f"--{what} {asked} was asked for, the spec fixes the {what} at {side}",
-                    f"leave --{what} out, or change [spec.input.size]",
-                )
-        fixed = {what: ShapeRange.of(side, side, side) for what, side in sides.items()}
-        return ProfileRecord(batch=batch, **fixed)
-    step = size.multiple
-    usual = ShapeRange.of(step, max(512 // step, 1) * step, max(1024 // step, 1) * step)
-    ranges = {"height": options.height or usual, "width": options.width or usual}
-    for what, asked in ranges.items():
-        if asked.min % step or asked.opt % step or asked.max % step:
-            raise InputError(
-                f"--{what} {asked} was asked for; by the spec's size rule every {what} is a multiple of {step}",
-                f"give multiples of {step}",
-            )
-    return ProfileRecord(batch=batch, **ranges)
-
-
 def _images(options: BuildOptions) -> CalibrationImages | None:
     """What int8 is calibrated on and fp16's range check looks at."""
     return None if options.precision == "fp32" else images_of(options.calibration or FOLDER)
@@ -202,9 +180,9 @@ def _write_model(model: ModelProto, folder: Path) -> FileRecord:
     """Write `model.onnx`, beyond 2 GB with its weights in a file beside it."""
     path = folder / "model.onnx"
     if serialised_size(model) < PROTOBUF_LIMIT:
-        onnx.save_model(model, path)
+        onnx.save_model(weights.inlined(model), path)
     else:
-        onnx.save_model(copy_model(model), path, save_as_external_data=True, location="model.weights")
+        weights.save_beside(model, path, "model.weights")
     return record_file(path)
 
 
@@ -223,6 +201,7 @@ def _write_plan(plan: Plan, folder: Path) -> PlanRecord:
         target=plan.target,
         tf32=plan.tf32,
         seconds=round(plan.seconds, 3),
+        peak_bytes=peak_memory(),
     )
 
 

@@ -1,6 +1,7 @@
 """Fits a checkpoint's tensors to a network, and says what is wrong where they do not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,25 @@ from numpy.typing import NDArray
 
 from centernet_trt.builder.architectures.network import Network
 from centernet_trt.builder.architectures.registry import ARCHITECTURES, Architecture
+from centernet_trt.builder.checkpoint_fit import (
+    best_fit,
+    book_keeping,
+    final_layers,
+    network_of,
+    options_of,
+    renamed_offsets,
+    shapes_of,
+)
 from centernet_trt.builder.graph import near_names
 from centernet_trt.errors import ModelError
 
-__all__ = ["best_fit", "match_checkpoint"]
+__all__ = ["match_checkpoint"]
 
 Array = NDArray[Any]
 
 _LISTED = 8  # of each kind of trouble; the counts are always given
-# Training's own book-keeping.
-_BOOK_KEEPING = ("num_batches_tracked",)
-# The convolution that predicts offsets and mask goes by several names: official, mmcv, and mmcv before its version 2.
-_OFFSET_NAMES = (".conv_offset_mask.", ".conv_offset.", "_offset.")
+# What ImageNet weights of a backbone lack.
+_BEHIND_BACKBONE = ("deconv_layers.", "neck.", "bbox_head.", "dla_up.", "ida_up.")
 
 
 def match_checkpoint(
@@ -38,13 +46,18 @@ def match_checkpoint(
         ModelError: missing, extra or misshaped tensors, each listed; values that are not finite, or variances below 0.
     """
     wanted = network.parameters
-    given = _renamed(tensors, wanted)
-    missing = [name for name in wanted if name not in given and name not in network.unused]
-    shapes = {name: tuple(np.shape(given[name])) for name in wanted if name in given}
-    misshaped = [name for name, shape in shapes.items() if shape != wanted[name]]
-    extra = [name for name in given if name not in wanted and not _is_spare(arch, name)] if strict else []
-    if missing or misshaped or extra:
-        raise _misfit(arch, network, tensors, given, missing, misshaped, extra, where)
+    given = renamed_offsets(tensors, wanted)
+    shapes = shapes_of(given)
+    misfit = Misfit(
+        missing=[name for name in wanted if name not in given and name not in network.unused],
+        misshaped=[name for name in wanted if name in given and shapes[name] != wanted[name]],
+        extra=[name for name in given if name not in wanted and not _is_spare(arch, name)] if strict else [],
+    )
+    if misfit.any():
+        listed = misfit.describe(network, shapes)
+        raise ModelError(
+            f"{where}: not the tensors of {arch.name}:\n{listed}", _advice(arch, network, shapes, misfit)
+        )
     values = {
         name: np.ascontiguousarray(given[name], np.float32) for name in wanted if name not in network.unused
     }
@@ -52,65 +65,36 @@ def match_checkpoint(
     return values
 
 
-def best_fit(tensors: Mapping[str, Array]) -> tuple[str, int, int] | None:
-    """Return the architecture whose tensors these are most: its name, how many fit, of how many; None if few do.
+@dataclass(frozen=True)
+class Misfit:
+    """Names of the tensors that a checkpoint lacks, has in another shape, or has too many."""
 
-    Names and shapes count; the last dimension of a head, its classes, does not matter.
-    """
-    shapes = {name: tuple(np.shape(value)) for name, value in tensors.items()}
-    best: tuple[float, str, int, int] | None = None
-    for arch in ARCHITECTURES.values():
-        wanted = arch.network().parameters
-        given = _renamed(shapes, wanted)
-        hits = sum(given.get(name) == shape for name, shape in wanted.items())
-        known = sum(not name.endswith(_BOOK_KEEPING) for name in given)
-        score = 2 * hits / (len(wanted) + known)
-        if best is None or score > best[0]:
-            best = score, arch.name, hits, len(wanted)
-    if best is None or best[0] < 0.3:
-        return None
-    return best[1:]
+    missing: list[str]
+    misshaped: list[str]
+    extra: list[str]
 
+    def any(self) -> bool:
+        """Whether anything does not fit."""
+        return bool(self.missing or self.misshaped or self.extra)
 
-def _renamed(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring the offset layers to the name that the network uses."""
-    used = next((part for part in _OFFSET_NAMES[:2] if any(part in name for name in wanted)), "")
-    if not used:
-        return dict(tensors)
-    renamed: dict[str, Any] = {}
-    for name, value in tensors.items():
-        candidates = [name.replace(other, used) for other in _OFFSET_NAMES if other in name]
-        renamed[next((c for c in candidates if c in wanted), name)] = value
-    return renamed
+    def describe(self, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """One line a tensor, the first of each kind; the numbers of all."""
+        wanted = network.parameters
+        lines = _list("missing", self.missing, lambda name: _near(name, self.extra))
+        lines += _list(
+            "misshaped",
+            self.misshaped,
+            lambda name: f" is {list(shapes[name])}, {list(wanted[name])} is needed",
+        )
+        lines += _list("extra", self.extra, lambda name: f" {list(shapes[name])}")
+        return "\n".join(lines)
 
 
 def _is_spare(arch: Architecture, name: str) -> bool:
-    return name.endswith(_BOOK_KEEPING) or name.startswith(arch.spare)
+    return book_keeping(name) or name.startswith(arch.spare)
 
 
-def _misfit(
-    arch: Architecture,
-    network: Network,
-    tensors: Mapping[str, Array],
-    given: Mapping[str, Array],
-    missing: list[str],
-    misshaped: list[str],
-    extra: list[str],
-    where: str,
-) -> ModelError:
-    wanted = network.parameters
-    lines = [f"{where}: not the tensors of {arch.name}:"]
-    lines += _list("missing", missing, lambda name: _near(name, extra))
-    lines += _list(
-        "misshaped",
-        misshaped,
-        lambda name: f" is {list(np.shape(given[name]))}, {list(wanted[name])} is needed",
-    )
-    lines += _list("extra", extra, lambda name: f" {list(np.shape(given[name]))}")
-    return ModelError("\n".join(lines), _advice(arch, network, tensors, given, missing, misshaped, extra))
-
-
-def _list(kind: str, names: list[str], describe: Any) -> list[str]:
+def _list(kind: str, names: list[str], describe: Callable[[str], str]) -> list[str]:
     if not names:
         return []
     lines = [f"  {len(names)} {kind}:"]
@@ -126,72 +110,47 @@ def _near(name: str, extra: list[str]) -> str:
 
 
 def _advice(
-    arch: Architecture,
-    network: Network,
-    tensors: Mapping[str, Array],
-    given: Mapping[str, Array],
-    missing: list[str],
-    misshaped: list[str],
-    extra: list[str],
+    arch: Architecture, network: Network, shapes: Mapping[str, tuple[int, ...]], misfit: Misfit
 ) -> str:
-    """What to do: another architecture, number of classes or head width, other heads, or another file."""
-    fit = best_fit(tensors)
-    if fit is not None and fit[0] != arch.name:
-        return f"the checkpoint fits {fit[0]} best ({fit[1]} of {fit[2]} tensors): pass --arch {fit[0]}"
+    """What to do: another architecture, other classes or heads, or another file."""
+    fit = best_fit(shapes)
     if fit is None:
         return f"the checkpoint fits none of {', '.join(ARCHITECTURES)}"
-    if misshaped and not missing:
-        advice = _head_advice(arch, network, given, misshaped)
-        if advice:
-            return advice
-    if extra and not missing and not misshaped:
-        return "leave them out with strict=False, or declare their heads (heads={name: channels})"
+    best, hits, count = fit
+    if _backbone_alone(network, misfit):
+        return (
+            "it holds the backbone alone, as ImageNet weights do: give the checkpoint of a trained CenterNet"
+        )
+    flags = _flags(ARCHITECTURES[best], shapes)
+    if best != arch.name:
+        more = f" {flags}" if flags and flags != "--classes 80" else ""
+        return f"the checkpoint fits {best} best ({hits} of {count} tensors): pass --arch {best}{more}"
+    if flags:
+        return f"it is a {best} with other classes or heads: pass {flags}"
+    if misfit.extra and not misfit.missing and not misfit.misshaped:
+        return "leave the extra tensors out: pass --no-strict (strict=False)"
     return "the file is not complete, or belongs to a changed network"
 
 
-def _head_advice(
-    arch: Architecture, network: Network, given: Mapping[str, Array], misshaped: list[str]
-) -> str:
-    """Say which `classes`, `heads` and `head_conv` the checkpoint has, where only these differ."""
-    found: dict[str, int] = {}
-    widths: set[int] = set()
-    finals = _final_layers(network)
-    for name in misshaped:
-        here, there = network.parameters[name], np.shape(given[name])
-        head = finals.get(name.rpartition(".")[0])
-        if len(here) != len(there):
-            return ""
-        if head is None:
-            widths.add(int(there[0]))
-            continue
-        if there[0] != here[0]:
-            found[head] = int(there[0])
-        if len(there) > 1 and there[1] != here[1]:
-            widths.add(int(there[1]))
-    advice = []
-    if arch.heatmap in found:
-        advice.append(f"the checkpoint has {found.pop(arch.heatmap)} classes: pass that as classes")
-    advice += [f"its head {head} has {channels} channels: pass heads" for head, channels in found.items()]
-    if len(widths) == 1:
-        advice.append(f"its heads are {widths.pop()} wide: pass that as head_conv")
-    return "; ".join(advice)
+def _flags(arch: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The options with which the whole checkpoint fits; nothing where none do."""
+    options = options_of(arch, shapes)
+    if options is None:
+        return ""
+    network = network_of(arch, options)
+    wanted = network.parameters
+    given = renamed_offsets(shapes, wanted)
+    fits = all(given.get(n) == shape for n, shape in wanted.items() if n in given or n not in network.unused)
+    extra = [name for name in given if name not in wanted and not _is_spare(arch, name)]
+    return options.flags() if fits and not extra else ""
 
 
-def _final_layers(network: Network) -> dict[str, str]:
-    """Layer that makes each output -> the output, over a sigmoid if there is one; Hourglass: all stacks."""
-    by_output = {node.output[0]: node for node in network.nodes}
-    finals: dict[str, str] = {}
-    for head in network.outputs:
-        node = by_output[head.name]
-        if node.op_type == "Sigmoid":
-            node = by_output[node.input[0]]
-        layer = node.input[1].removesuffix(".weight")
-        finals[layer] = head.name
-        # hm.1.1 of the last stack stands for hm.0.1 of the first too.
-        stacked = layer.split(".")
-        if len(stacked) == 3:
-            finals[f"{stacked[0]}.0.{stacked[2]}"] = head.name
-    return finals
+def _backbone_alone(network: Network, misfit: Misfit) -> bool:
+    """Whether all that is missing, and nothing else, lies behind the backbone."""
+    heads = tuple(f"{layer.partition('.')[0]}." for layer in final_layers(network))
+    behind = [name for name in network.parameters if name.startswith((*_BEHIND_BACKBONE, *heads))]
+    needed = [name for name in behind if name not in network.unused]
+    return not misfit.misshaped and bool(needed) and set(misfit.missing) == set(needed)
 
 
 def _check_values(values: Mapping[str, Array], where: str) -> None:

@@ -1,7 +1,7 @@
 """Runs graphs in ONNX Runtime and compares their outputs: what every pass and every build is judged by."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,7 +96,16 @@ def run_model(
     Raises:
         BackendError: ONNX Runtime refuses the model or the input.
     """
+    return _runner(model, mode, threads)(feeds)
+
+
+def _runner(model: ModelProto, mode: Mode, threads: int) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
+    """`run_model` for several runs: the model is loaded once."""
     session = _session(_with_rounding(model) if mode == "faithful" else model, mode, threads)
+    return lambda feeds: _run(session, model, feeds)
+
+
+def _run(session: ort.InferenceSession, model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
     types = {
         value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         for value in _inputs(model)
@@ -206,16 +215,15 @@ def check_dynamic_batch(
     """
     pair = random_feeds(model, {input_name: (2, *shape)}, seed=seed, value_range=value_range)[input_name]
     try:
-        alone = [
-            run_model(model, {input_name: pair[i : i + 1]}, mode="fast", threads=threads) for i in range(2)
-        ]
+        run = _runner(model, "fast", threads)
+        alone = [run({input_name: pair[i : i + 1]}) for i in range(2)]
     except BackendError as error:
         raise ModelError(
             f"the graph does not run on one image of {shape[1]}x{shape[2]} pixels: {error.message}",
             "a shape in the graph contradicts its weights or the input size; export it with dynamic axes",
         ) from error
     try:
-        batch = run_model(model, {input_name: pair}, mode="fast", threads=threads)
+        batch = run({input_name: pair})
     except BackendError as error:
         raise _baked(model, f"it does not run at batch sizes 1 and 2: {error.message}") from error
     for name, both in batch.items():
@@ -239,12 +247,8 @@ def _session(model: ModelProto, mode: Mode, threads: int) -> ort.InferenceSessio
     options.log_severity_level = 4
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL if mode == "faithful" else levels.ORT_ENABLE_ALL
-    providers = ["CPUExecutionProvider"]
     try:
-        if inference.serialised_size(model) < inference.PROTOBUF_LIMIT:
-            return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
-        with inference.saved(model) as path:
-            return ort.InferenceSession(str(path), options, providers=providers)
+        return inference.open_session(model, options)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BackendError(
             f"ONNX Runtime refuses the model: {error}",

@@ -49,7 +49,8 @@ def export_model(
         weights: a checkpoint file (.pth, .safetensors, .npz), tensors by checkpoint name, or None for random weights
             (the same every time), which serve to try a build.
         classes: channels of the heatmap.
-        heads: channels of other outputs, such as {"hps": 34}; they come after the architecture's own.
+        heads: channels of other outputs, such as {"hps": 34}; they come after the architecture's own. 0 leaves an
+            output of the official networks out, such as {"reg": 0} for one trained without offsets.
         head_conv: width inside the heads; None for the architecture's default.
         fold_bn: fold batch normalisation into the convolutions.
         strict: refuse tensors that the network has no place for; else they are left out.
@@ -105,8 +106,8 @@ def random_weights(parameters: Mapping[str, tuple[int, ...]], seed: int = 0) -> 
     return values
 
 
-def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_LIMIT) -> None:
-    """Write the model; a write that dies leaves an older file of the name whole.
+def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_LIMIT) -> tuple[Path, ...]:
+    """Write the model and return the files that hold it; a write that dies leaves an older file of the name whole.
 
     Args:
         model: of any size.
@@ -118,6 +119,7 @@ def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_
         ModelError: the file cannot be written.
     """
     path = Path(path)
+    beside: list[Path] = []
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             part = Path(folder) / path.name
@@ -126,12 +128,14 @@ def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_
             else:
                 data = _write_data(model, Path(folder), path.name)
                 # Its name has its hash: until the .onnx file below is replaced, the old one finds its own data.
-                os.replace(data, path.parent / data.name)
+                beside.append(path.parent / data.name)
+                os.replace(data, beside[0])
             os.replace(part, path)
     except OSError as error:
         raise ModelError(
             f"cannot write {path}: {error.strerror}", "check the folder and its free space"
         ) from error
+    return (path, *beside)
 
 
 def _write_data(model: ModelProto, folder: Path, name: str) -> Path:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from onnx import (
     GraphProto,
@@ -16,9 +15,9 @@ from onnx import (
     NodeProto,
     TensorProto,
     helper,
-    numpy_helper,
 )
 
+from centernet_trt.builder import weights
 from centernet_trt.errors import ModelError
 
 __all__ = [
@@ -45,7 +44,7 @@ __all__ = [
 
 
 def copy_model(model: ModelProto) -> ModelProto:
-    """Return a deep copy of the model, weights included."""
+    """Return a deep copy of the model, weights included, but for those in files (`builder/weights.py`)."""
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
@@ -86,12 +85,12 @@ def initializers(graph: GraphProto) -> dict[str, TensorProto]:
 
 def as_array(tensor: TensorProto) -> NDArray[Any]:
     """Return the value of a constant as a numpy array of its own dtype."""
-    return np.asarray(numpy_helper.to_array(tensor))
+    return weights.as_array(tensor)
 
 
 def add_initializer(graph: GraphProto, name: str, value: NDArray[Any]) -> None:
     """Append a constant to the graph (in place)."""
-    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
+    graph.initializer.append(weights.constant(name, value))
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:

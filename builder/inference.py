@@ -1,19 +1,30 @@
 """Checks and shape inference for models of any size, and their size on disk."""
 
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto, checker, helper, numpy_helper
+from onnx import ModelProto, TensorShapeProto, ValueInfoProto, checker, helper
 from onnx.shape_inference import InferenceError, infer_shapes
 
-from centernet_trt.builder.graph import as_array, copy_model
+from centernet_trt.builder import weights
 from centernet_trt.errors import ModelError
 
-__all__ = ["PROTOBUF_LIMIT", "check", "element_types", "refresh_shapes", "saved", "serialised_size"]
+__all__ = [
+    "PROTOBUF_LIMIT",
+    "check",
+    "element_types",
+    "loadable",
+    "open_session",
+    "refresh_shapes",
+    "saved",
+    "serialised_size",
+]
 
 # A protobuf message may not be serialised beyond 2 GiB; the margin is for the bytes that we estimate.
 PROTOBUF_LIMIT = 2**31 - 2**20
@@ -24,24 +35,52 @@ _INFERENCE_VALUE_ELEMENTS = 1024
 def serialised_size(model: ModelProto) -> int:
     """Return about how many bytes the model takes when serialised; never fails, whatever the size."""
     graph = model.graph
-    weights: int = sum(len(tensor.raw_data) for tensor in graph.initializer)
-    weights += sum(tensor.ByteSize() for tensor in graph.initializer if not tensor.raw_data)
-    weights += sum(node.ByteSize() for node in graph.node) + 200 * len(graph.initializer)
-    return weights
+    size = sum(int(tensor.ByteSize()) for tensor in graph.initializer) + weights.size_outside(model)
+    return size + sum(int(node.ByteSize()) for node in graph.node) + 200 * len(graph.initializer)
 
 
 @contextmanager
 def saved(model: ModelProto) -> Iterator[Path]:
-    """Yield the path of the model in a temporary folder, its weights in a file beside it: for any size."""
-    model = copy_model(model)
-    for tensor in model.graph.initializer:
-        if not tensor.raw_data and tensor.data_type != TensorProto.STRING:
-            # Only raw data can move to another file.
-            tensor.CopyFrom(numpy_helper.from_array(as_array(tensor), tensor.name))
-    with TemporaryDirectory(prefix="centernet-trt-") as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save_model(model, path, save_as_external_data=True, location="weights.bin")
+    """Yield the path of the model in a temporary folder, its weights in files beside it: for any size."""
+    beside = weights.folder_of(model)
+    if beside is None:
+        with TemporaryDirectory(prefix="centernet-trt-") as folder:
+            path = Path(folder) / "model.onnx"
+            weights.save_beside(model, path, "weights.bin")
+            yield path
+        return
+    path = beside / f"{secrets.token_hex(6)}.onnx"
+    path.write_bytes(model.SerializeToString())
+    try:
         yield path
+    finally:
+        path.unlink()
+
+
+@contextmanager
+def loadable(model: ModelProto) -> Iterator[bytes | str]:
+    """Yield what ONNX Runtime makes a session from: the model's bytes, or the path of one too large for that."""
+    if weights.folder_of(model) is None and serialised_size(model) < PROTOBUF_LIMIT:
+        yield model.SerializeToString()
+    else:
+        with saved(model) as path:
+            yield str(path)
+
+
+def open_session(model: ModelProto, options: Any) -> Any:
+    """An onnxruntime.InferenceSession on the CPU; of a large model, whose weights lie in files, one that saves memory.
+
+    ONNX Runtime maps such files, and copies them where it optimises: for a large model it does not, which costs up to
+    half of the speed. What it raises passes through.
+    """
+    import onnxruntime as ort
+
+    if weights.folder_of(model) is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    with loadable(model) as source:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _skeleton(model: ModelProto, limit: int) -> ModelProto:
@@ -57,7 +96,7 @@ def _skeleton(model: ModelProto, limit: int) -> ModelProto:
     inputs = {value.name for value in graph.input}
     for tensor in model.graph.initializer:
         if int(np.prod(tensor.dims, dtype=np.int64)) <= limit:
-            graph.initializer.append(tensor)
+            graph.initializer.append(weights.inlined_tensor(tensor))
         elif tensor.name not in inputs:
             graph.input.append(
                 helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
@@ -69,10 +108,10 @@ def check(model: ModelProto, *, full: bool = False) -> None:
     """Run ONNX's checker; ModelError carries its message.
 
     Args:
-        model: a model of any size; beyond 2 GB its large constants are checked by type and shape only.
+        model: a model of any size; beyond 2 GB, or in files, its large constants are checked by type and shape only.
         full: check by strict shape inference too.
     """
-    small = serialised_size(model) < PROTOBUF_LIMIT
+    small = weights.folder_of(model) is None and serialised_size(model) < PROTOBUF_LIMIT
     try:
         checker.check_model(model if small else _skeleton(model, _INFERENCE_VALUE_ELEMENTS), full_check=full)
     except (checker.ValidationError, InferenceError, ValueError) as error:

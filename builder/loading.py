@@ -1,6 +1,6 @@
 """Reads an ONNX file and brings it into the one form that the passes expect.
 
-That form: checked, weights in memory, opset 13 or newer, local functions inlined, graph inputs are the
+That form: checked, weights in memory or, of a large model, where `builder/weights.py` says, opset 13 or newer, local functions inlined, graph inputs are the
 real inputs only, no constant is left unused, every node has a unique name.
 """
 
@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, checker, external_data_helper, helper, inliner, version_converter
 
 from centernet_trt.builder import graph as g
-from centernet_trt.builder import inference
+from centernet_trt.builder import inference, weights
 from centernet_trt.errors import ModelError
 
 __all__ = ["FOREIGN_DOMAIN", "MINIMUM_OPSET", "OLDEST_OPSET", "UPGRADE_OPSETS", "load_model"]
@@ -68,9 +68,13 @@ def load_model(path: Path, *, foreign_ops: Collection[str] = ()) -> ModelProto:
     _check_file(path)
     model = _parse(path)
     _check_graph(model, path)
-    _load_external_data(model, path)
+    _check_external_files(model, path)
+    model = weights.move_out(model, path.parent)
+    outside = weights.folder_of(model) is not None
+    if not outside:
+        _load_external_data(model, path)
     moved = _move_foreign(model, foreign_ops)
-    _check_valid(model, path, in_memory=moved)
+    _check_valid(model, path, in_memory=moved or outside)
     if model.functions:
         model = inliner.inline_local_functions(model)
     _drop_unused(model)
@@ -147,7 +151,7 @@ def _tensors(model: ModelProto) -> list[TensorProto]:
     return tensors
 
 
-def _load_external_data(model: ModelProto, path: Path) -> None:
+def _check_external_files(model: ModelProto, path: Path) -> None:
     external = [tensor for tensor in _tensors(model) if external_data_helper.uses_external_data(tensor)]
     files: dict[str, int] = {}
     for tensor in external:
@@ -165,6 +169,9 @@ def _load_external_data(model: ModelProto, path: Path) -> None:
                 f"{file} is truncated: it has {file.stat().st_size} bytes, {path.name} needs {size}",
                 "copy or download the file again",
             )
+
+
+def _load_external_data(model: ModelProto, path: Path) -> None:
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, checker.ValidationError) as error:
@@ -223,9 +230,10 @@ def _upgrade(model: ModelProto, path: Path) -> ModelProto:
         return model
     outputs = [value.name for value in model.graph.output]
     reasons: list[str] = []
+    whole = weights.inlined(model)  # the converter copies what it finds in the message
     for target in UPGRADE_OPSETS:
         try:
-            upgraded = version_converter.convert_version(model, target)
+            upgraded = version_converter.convert_version(whole, target)
             if opset < 11:
                 _restore_resize(upgraded)
             inference.check(upgraded)
@@ -236,7 +244,7 @@ def _upgrade(model: ModelProto, path: Path) -> ModelProto:
             reasons.append(f"to {target}: the converter renames the outputs")
             continue
         _drop_unused(upgraded)
-        return upgraded
+        return weights.move_out(upgraded, path.parent)
     raise ModelError(
         f"{path} has opset {opset}, {MINIMUM_OPSET} or newer is needed, and ONNX cannot convert it: "
         + "; ".join(reasons),

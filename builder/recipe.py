@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from centernet_trt.builder.profiles import ProfileRequest
 from centernet_trt.errors import InputError, SpecError
 from centernet_trt.runtime.manifest import Precision, ShapeRange
 from centernet_trt.runtime.presets import describe_validation, spec_from_mapping
@@ -31,12 +32,21 @@ class RecipeModel(RecipePart):
 
 
 class RecipeBuild(RecipePart):
-    """Defaults of `centernet-trt build`; dimensions as MIN:OPT:MAX or a single number."""
+    """Defaults of `centernet-trt build`; dimensions as MIN:OPT:MAX or a single number, profiles as for `--profile`."""
 
     precision: Precision = "fp16"
     batch: ShapeRange | None = None
     height: ShapeRange | None = None
     width: ShapeRange | None = None
+    profiles: tuple[ProfileRequest, ...] = ()
+
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _profiles(cls, value: Any) -> Any:
+        try:
+            return tuple(ProfileRequest.parse(str(text)) for text in value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("batch", "height", "width", mode="before")
     @classmethod

@@ -51,12 +51,15 @@ class Architecture:
         return next(iter(self.heads))
 
     def all_heads(self, classes: int, heads: Mapping[str, int] | None = None) -> dict[str, int]:
-        """Outputs and channels: the defaults with `classes`, then what `heads` changes or adds.
+        """Outputs and channels: the defaults with `classes`, then what `heads` changes, adds or, with 0, leaves out.
 
         Raises:
-            ModelError: a channel count below 1, or an output that this architecture cannot have.
+            ModelError: no class, a channel count below 0, or an output that this architecture cannot have or lack.
         """
         merged = {**self.heads, self.heatmap: classes, **(heads or {})}
+        absent = [name for name, channels in merged.items() if channels == 0 and name != self.heatmap]
+        if self.open_heads:
+            merged = {name: channels for name, channels in merged.items() if name not in absent}
         wrong = {name: channels for name, channels in merged.items() if channels < 1}
         if wrong:
             raise ModelError(

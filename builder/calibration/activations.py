@@ -10,7 +10,7 @@ from onnx import ModelProto, helper
 
 from centernet_trt.builder import graph as g
 from centernet_trt.builder.calibration.images import CalibrationImage
-from centernet_trt.builder.inference import PROTOBUF_LIMIT, element_types, loadable, serialised_size
+from centernet_trt.builder.inference import element_types, open_session
 from centernet_trt.errors import BackendError, ModelError
 from centernet_trt.runtime.geometry import Placement, place
 from centernet_trt.runtime.images import BgrImage
@@ -84,17 +84,18 @@ class Simulation:
     A graph with fp16 tensors is not for this class: see `runtime.faithful`.
     """
 
-    def __init__(self, model: ModelProto, threads: int = 1) -> None:
+    def __init__(self, model: ModelProto, threads: int = 1, *, in_order: bool = False) -> None:
         """Load the graph.
 
         Args:
             model: one input, (N, 3, H, W) float32.
             threads: of one run. One by default: on a shared machine a second one mostly waits.
+            in_order: run the nodes in the graph's order, so that a tensor whose last reader comes early is freed early.
 
         Raises:
-            BackendError: ONNX Runtime refuses the graph, or it is too large for one message.
+            BackendError: ONNX Runtime refuses the graph.
         """
-        self._session = _open(model, threads)
+        self._session = _open(model, threads, in_order)
         self._input = model.graph.input[0].name
         self.outputs = tuple(value.name for value in model.graph.output)
 
@@ -111,19 +112,18 @@ class Simulation:
         return dict(zip(self.outputs, map(np.asarray, found), strict=True))
 
 
-def _open(model: ModelProto, threads: int) -> Any:
+def _open(model: ModelProto, threads: int, in_order: bool) -> Any:
     import onnxruntime as ort
 
-    if serialised_size(model) >= PROTOBUF_LIMIT:
-        raise BackendError("a graph of more than 2 GB cannot be calibrated", "build it with --precision fp16")
     options = ort.SessionOptions()
+    if in_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        with loadable(model) as source:
-            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return open_session(model, options)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BackendError(f"ONNX Runtime refuses the graph: {error}") from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from centernet_trt.builder import graph as g
@@ -202,9 +203,7 @@ class _Retyper:
         key = name, FP16
         if key not in self.versions:
             self.versions[key] = g.fresh_name(f"{name}/fp16", self.taken)
-            half = _to_half(self.constants[name])
-            half.name = self.versions[key]
-            self.graph.initializer.append(half)
+            g.add_initializer(self.graph, self.versions[key], _half_values(self.constants[name]))
         return self.versions[key]
 
     def _retype_output(self, name: str) -> None:
@@ -241,11 +240,16 @@ class _Retyper:
         g.rename_uses(self.graph.node, renames)
 
 
-def _to_half(tensor: TensorProto) -> TensorProto:
+def _half_values(tensor: TensorProto) -> NDArray[np.float16]:
     """Round a float32 constant to fp16; finite values beyond its range (clip bounds only) go to its edge."""
     values = g.as_array(tensor)
-    bounded = np.where(np.isfinite(values), np.clip(values, -FP16_LARGEST, FP16_LARGEST), values)
-    return numpy_helper.from_array(bounded.astype(np.float16), tensor.name)
+    with np.errstate(over="ignore"):
+        half = np.asarray(values.astype(np.float16))
+    beyond = np.isinf(half)
+    if beyond.any():
+        beyond = beyond & np.isfinite(values)
+        half[beyond] = np.copysign(np.float16(FP16_LARGEST), half[beyond])
+    return half
 
 
 def _set_fill_type(node: NodeProto, kind: int) -> None:
@@ -254,5 +258,6 @@ def _set_fill_type(node: NodeProto, kind: int) -> None:
         return
     value = g.attribute(node, "value")
     zero = numpy_helper.from_array(np.zeros(1, np.float16))
+    half = None if value is None else numpy_helper.from_array(_half_values(value), value.name)
     del node.attribute[:]
-    node.attribute.append(helper.make_attribute("value", zero if value is None else _to_half(value)))
+    node.attribute.append(helper.make_attribute("value", zero if half is None else half))

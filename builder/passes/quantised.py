@@ -8,7 +8,7 @@ Everything else (another zero point, 4 or 16 bits, fp8, integer operators) canno
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from centernet_trt.builder import graph as g
 from centernet_trt.errors import ModelError
@@ -111,7 +111,7 @@ class _Repair:
         assert scale is not None
         axis_values = stored.astype(np.float64) * scale.astype(np.float64)
         # The bias takes the node's place under the name of its result.
-        self.graph.initializer.append(numpy_helper.from_array(axis_values.astype(np.float32), node.output[0]))
+        g.add_initializer(self.graph, node.output[0], axis_values.astype(np.float32))
 
     def _mend(self, node: NodeProto) -> None:
         zero = self._constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -146,7 +146,6 @@ class _Repair:
         if name not in self.shifted:
             self.shifted[name] = g.fresh_name(f"{name}/int8", self.taken)
             values = g.as_array(self.constants[name]).astype(np.int16) - 128
-            tensor = numpy_helper.from_array(values.astype(np.int8), self.shifted[name])
-            self.graph.initializer.append(tensor)
-            self.constants[tensor.name] = tensor
+            g.add_initializer(self.graph, self.shifted[name], values.astype(np.int8))
+            self.constants[self.shifted[name]] = self.graph.initializer[-1]
         return self.shifted[name]

@@ -16,7 +16,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "builder.md"
 def rows(table: str) -> list[list[str]]:
     """The cells of a table that docs/graph_table.py made, without its head."""
     text = PAGE.read_text(encoding="utf-8")
-    body = text.split(f"<!-- {table}: made by docs/graph_table.py -->")[1].split(f"<!-- end of {table} -->")[0]
+    body = text.split(f"<!-- {table}: made by docs/graph_table.py -->")[1].split(f"<!-- end of {table} -->")[
+        0
+    ]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in body.strip().splitlines()[2:]]
 
 

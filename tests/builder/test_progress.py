@@ -2,6 +2,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tiny_centernet import tiny_model
 
@@ -42,8 +43,10 @@ def test_passes_are_timed_counted_and_told() -> None:
 
 
 def test_the_peak_of_memory() -> None:
-    """A block of 200 MB shows, and stays after it is freed; in a process of its own, whose peak nothing else moved."""
+    """A block of 200 MB shows, and stays after it is freed; in a process of its own, started by a larger one."""
+    larger = np.ones(300_000_000, np.uint8)
     done = subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True)
     before, grown, after = map(int, done.stdout.split())
     assert 150e6 < grown - before < 230e6  # what importing had freed is used again
-    assert after == grown
+    assert abs(after - grown) < 1e6  # Linux counts in steps
+    del larger

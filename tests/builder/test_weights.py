@@ -1,6 +1,7 @@
 """Weights in files: the same graphs, bundles and errors as with weights in memory, and less memory."""
 
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -221,3 +222,69 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path, monkeypatch: pytest
         living.communicate("")
     with weights_outside():
         assert len(list(tmp_path.glob("centernet-trt-weights-*"))) == 1
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from tiny_centernet import tiny_spec
+from centernet_trt.builder.build import BuildOptions, build
+from centernet_trt.builder.progress import peak_memory
+from centernet_trt.runtime.manifest import ShapeRange
+side, two = ShapeRange.of(32, 32, 32), ShapeRange.of(1, 1, 2)
+options = BuildOptions(precision=sys.argv[2], flavour="none", height=side, width=side, batch=two)
+folder = Path(sys.argv[1])
+build(folder / "large.onnx", tiny_spec(), folder / sys.argv[2], options)
+print(peak_memory())
+"""
+
+
+def large_model(folder: Path, channels: int = 24576) -> int:
+    """Write a CenterNet with one convolution of 2.4 GB, all zeros in a sparse file; the size of its weights in bytes."""
+    shapes = {"stem": [channels, 3, 4, 4], "body": [channels, channels, 1, 1]}
+    shapes |= {head: [2, channels, 1, 1] for head in ("hm", "wh", "reg")}
+    nodes = [
+        Node("Conv", ["image", "stem.weight"], ["stem"], name="stem", strides=[4, 4]),
+        Node("Conv", ["stem", "body.weight"], ["body"], name="body"),
+        *(Node("Conv", ["body", f"{head}.weight"], [head], name=head) for head in ("hm", "wh", "reg")),
+    ]
+    tensors, size = [], 0
+    for name, shape in shapes.items():
+        length = 4 * int(np.prod(shape, dtype=np.int64))
+        tensor = TensorProto(name=f"{name}.weight", dims=shape, data_type=TensorProto.FLOAT)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "large.bin"), ("offset", str(size)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+        tensors.append(tensor)
+        size += length
+    with (folder / "large.bin").open("wb") as file:
+        file.truncate(size)
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "large",
+        [value("image", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [value(head, TensorProto.FLOAT, ["n", 2, None, None]) for head in ("hm", "wh", "reg")],
+        tensors,
+    )
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    (folder / "large.onnx").write_bytes(made.SerializeToString())
+    return size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_more_than_two_gigabytes(tmp_path: Path, precision: str) -> None:
+    """Beyond what one protobuf message holds: built, and with at most three times the weights in memory."""
+    size = large_model(tmp_path)
+    assert size > 2**31
+    support = str(Path(__file__).parents[1] / "support")
+    command = [sys.executable, "-c", BUILD, str(tmp_path), precision]
+    environment = os.environ | {"PYTHONPATH": support}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 3 * size
+    made = onnx.load_model(tmp_path / precision / "model.onnx", load_external_data=False)
+    assert len(made.graph.node) == 5
+    beside = tmp_path / precision / "model.weights"
+    assert beside.exists() == (precision == "fp32")
