@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -232,8 +233,10 @@ from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.builder.progress import peak_memory
 from centernet_trt.runtime.manifest import ShapeRange
 side, two = ShapeRange.of(32, 32, 32), ShapeRange.of(1, 1, 2)
-options = BuildOptions(precision=sys.argv[2], flavour="none", height=side, width=side, batch=two)
 folder = Path(sys.argv[1])
+options = BuildOptions(
+    precision=sys.argv[2], flavour="none", height=side, width=side, batch=two, calibration=folder / "pictures"
+)
 build(folder / "large.onnx", tiny_spec(), folder / sys.argv[2], options)
 print(peak_memory())
 """
@@ -278,6 +281,10 @@ def test_more_than_two_gigabytes(tmp_path: Path, precision: str) -> None:
     """Beyond what one protobuf message holds: built, and with at most three times the weights in memory."""
     size = large_model(tmp_path)
     assert size > 2**31
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):  # small ones: a cell costs 604 million multiply-adds
+        noise = np.random.default_rng(number).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / "pictures" / f"{number}.png"), noise)
     support = str(Path(__file__).parents[1] / "support")
     command = [sys.executable, "-c", BUILD, str(tmp_path), precision]
     environment = os.environ | {"PYTHONPATH": support}
