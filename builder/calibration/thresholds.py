@@ -78,7 +78,8 @@ def mse_threshold(histogram: Histogram) -> float:
     if histogram.amax <= 0:
         return 0.0
     errors = _squared_errors(BINS) @ histogram.counts.astype(np.float64)
-    kept = LEVELS + len(errors) - 1 - int(np.argmin(errors[::-1]))
+    best = np.flatnonzero(errors <= errors.min() * (1 + 1e-9))  # equal but for the rounding of the sums
+    kept = LEVELS + int(best[-1])
     return histogram.amax if kept == BINS else float(kept * histogram.width)
 
 
