@@ -13,6 +13,7 @@ from centernet_trt.errors import ModelError
 __all__ = ["Complexity", "count_complexity"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
+_SAME_WEIGHT = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ def _parameters(model: ModelProto) -> int:
             learnt.update((*node.input[1:2], *node.input[3:4]))
         elif node.op_type in (*_CONVOLUTIONS, "BatchNormalization"):
             learnt.update(node.input[1:3])
+    # A quantised weight is a constant behind its Q/DQ, and behind a Cast where these compute in fp32.
+    before = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in _SAME_WEIGHT}
+    for name in tuple(learnt):
+        while name in before:
+            name = before[name]
+        learnt.add(name)
     return sum(
         int(np.prod(tensor.dims, dtype=np.int64))
         for tensor in model.graph.initializer

@@ -30,6 +30,11 @@ STABLE_WITHIN = 0.10
 """Three windows within 10 %: the default of NVIDIA's perf_analyzer (`--stability-percentage 10`)."""
 
 
+SAME_WITHIN = 0.01
+"""Ratios nearer to 1 are not called a difference: the same program started twice differs by as much from where its code
+and data happen to lie (T. Mytkowicz et al., "Producing Wrong Data Without Doing Anything Obviously Wrong", 2009)."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """Percentiles of seconds (linear between samples, as numpy.percentile), and how many samples there were."""
@@ -68,8 +73,8 @@ class Ratio:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves 1 out."""
-        return not self.low <= 1.0 <= self.high
+        """Whether the interval leaves out 1 and all within 1 % of it."""
+        return self.low > 1.0 + SAME_WITHIN or self.high < 1.0 - SAME_WITHIN
 
     @property
     def verdict(self) -> str:

@@ -254,3 +254,15 @@ def test_tensorrt_builds_a_plan_of_every_kind_of_layer(rules: Rules, precision: 
         made, "image", Profile(ShapeRange.of(1, 1, 2), sides, sides), flavour=load_flavour("rtx")
     )
     assert len(plan.data) > 1000
+
+
+def test_quantised_weights_count_as_parameters() -> None:
+    model = network()
+    made = place(model, thresholds(model), LAYERS, ALL)
+    before, after = (count_complexity(graph, 64, 64) for graph in (model, made))
+    assert after.parameters >= before.parameters > 1000
+    # Correcting a bias makes one where there was none.
+    added = {node.name for node in made.graph.node if len(node.input) == 3 and node.op_type == "Conv"}
+    grown = {node.name for node in model.graph.node if node.name in added and len(node.input) < 3}
+    assert (after.parameters == before.parameters) == (not grown)
+    assert after.multiply_adds == before.multiply_adds
