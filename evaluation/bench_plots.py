@@ -124,4 +124,4 @@ def _batches(axes: Axes, report: BenchReport) -> None:
     axes.set_ylabel("images a second")
     axes.set_ylim(0, 1.1 * max(load.rate for entry in report.entries for load in entry.throughput))
     # Below, for the points leave no free corner.
-    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
