@@ -17,21 +17,13 @@ import onnx
 from onnx import ModelProto
 
 from centernet_trt.builder.calibration.activations import batches
+from centernet_trt.builder.calibration.benchmark import fp32_graph
 from centernet_trt.builder.calibration.collect import collect_histograms, collect_statistics
 from centernet_trt.builder.calibration.images import images_of
 from centernet_trt.builder.calibration.record import read_record
 from centernet_trt.builder.calibration.thresholds import METHODS, all_thresholds
 from centernet_trt.builder.inference import refresh_shapes
-from centernet_trt.builder.loading import load_model
-from centernet_trt.builder.passes.fold import (
-    constants_to_initializers,
-    fold_batch_norm,
-    fold_constants,
-    remove_identities,
-)
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.passes.heads import keep_heads
-from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
 from centernet_trt.builder.quantise.equalise import replay
 from centernet_trt.builder.quantise.layers import Rules, share_in_int8, survey
 from centernet_trt.builder.quantise.placement import place, raise_opset
@@ -48,13 +40,8 @@ NAIVE = Rules(last_convs=True, smallest_share=0.0, dead_inputs=True, equalise=Fa
 
 
 def source(assets: Path, spec: ModelSpec) -> ModelProto:
-    """The fp32 graph, its batch norms folded."""
-    model = load_model(assets / "mb3_centernet_coco" / "mb3_centernet.onnx")
-    model = keep_heads(set_input_size(model, "images", 512, 512), spec.heads.tensors)
-    model = make_dynamic(model, "images", size=False)
-    model = remove_identities(fold_batch_norm(fold_constants(constants_to_initializers(model))))
-    refresh_shapes(model)
-    return raise_opset(model)
+    """The fp32 graph that a build calibrates, but for equalisation."""
+    return raise_opset(fp32_graph(assets / "mb3_centernet_coco" / "mb3_centernet.onnx", spec))
 
 
 def variants(assets: Path, bundle: Path, spec: ModelSpec) -> dict[str, ModelProto]:

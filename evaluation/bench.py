@@ -146,17 +146,10 @@ def run_bench(
     finally:
         for bench in benches:
             bench.pipeline.close()
-    rules = options.rules
     return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
-        rules=Rules(
-            warmup=rules.warmup,
-            duration=rules.duration,
-            iterations=rules.iterations,
-            windows=rules.windows,
-            short=rules.short,
-        ),
+        rules=Rules.of(options.rules),
         images=tuple(
             ImageRecord(name=p.path.name, width=p.pixels.shape[1], height=p.pixels.shape[0]) for p in pictures
         ),

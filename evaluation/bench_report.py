@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.clock import WHOLE
 from centernet_trt.evaluation.throughput import Request, part_rates, whole_rate
-from centernet_trt.evaluation.timing import Sample
+from centernet_trt.evaluation.timing import Sample, TimingRules
 from centernet_trt.evaluation.timing_statistics import (
     STABLE_WITHIN,
     Stability,
@@ -166,6 +166,17 @@ class Rules(ReportModel):
     iterations: int
     windows: int
     short: bool
+
+    @classmethod
+    def of(cls, rules: TimingRules) -> Self:
+        """The record of the rules in force."""
+        return cls(
+            warmup=rules.warmup,
+            duration=rules.duration,
+            iterations=rules.iterations,
+            windows=rules.windows,
+            short=rules.short,
+        )
 
 
 class ImageRecord(ReportModel):

@@ -138,7 +138,7 @@ def _floors(
 
 def report_of(entries: Sequence[Entry], run: Run, command: str, notes: Sequence[str]) -> BenchReport:
     """The whole report."""
-    rules, floor = run.options.rules, run.floor
+    floor = run.floor
     said = (
         f"device: {device_label(dict(run.record))}",
         _SERIES,
@@ -147,13 +147,7 @@ def report_of(entries: Sequence[Entry], run: Run, command: str, notes: Sequence[
     return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
-        rules=Rules(
-            warmup=rules.warmup,
-            duration=rules.duration,
-            iterations=rules.iterations,
-            windows=rules.windows,
-            short=rules.short,
-        ),
+        rules=Rules.of(run.options.rules),
         images=tuple(
             ImageRecord(name=p.path.name, width=p.pixels.shape[1], height=p.pixels.shape[0])
             for p in run.pictures
