@@ -12,25 +12,16 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, found " + sys.version'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: pyproject.toml | $(BIN)/python
+$(VENV)/.base: pyproject.toml setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 # Type stubs of full TensorRT, which itself installs from NVIDIA's index only: what the build and the tests' fake are held to.
 # Apart from the environment's packages, where they would pass for an installed tensorrt.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
 	@touch $@ $(VENV)/.base
-
-# mypy needs the import names as folders; the rooms lie at the top of the repository.
-ROOMS := kernels runtime evaluation builder cli engines calib_data
-.PHONY: types
-types:
-	rm -rf .types
-	mkdir -p .types/centernet_trt
-	ln -sfn $(CURDIR)/package/*.py $(CURDIR)/package/py.typed .types/centernet_trt/
-	for room in $(ROOMS); do ln -sfn $(CURDIR)/$$room .types/centernet_trt/$$room; done
 
 .PHONY: install
 install: $(VENV)/.base ## make .venv and install the product
@@ -51,10 +42,11 @@ demo-coco: $(VENV)/.base ## the same with a COCO model (80 classes); its weights
 	$(BIN)/centernet-trt detect demo/coco-mobilenetv3-fp16 calib_data/chelsea.jpg calib_data/coffee.jpg calib_data/astronaut.jpg --output demo/coco
 
 .PHONY: lint
-lint: $(VENV)/.dev types ## ruff and mypy (strict)
+lint: $(VENV)/.dev ## ruff, mypy (strict) and basedpyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p centernet_trt
+	$(BIN)/basedpyright
 
 .PHONY: test
 test: lint ## lint, then every test but the slow ones (what CI runs)
@@ -68,16 +60,16 @@ test-all: lint ## every test
 # STEPS=a,b chooses steps; GPU_ARGS are further options of evaluation/gpu/steps.py.
 GPU_PYTHON ?= $(BIN)/python
 GPU_NEEDS := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
-GPU_STEPS = PYTHONPATH=$(CURDIR)/.types$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m centernet_trt.evaluation.gpu.steps
+GPU_STEPS = PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m centernet_trt.evaluation.gpu.steps
 
 .PHONY: gpu-test
-gpu-test: $(GPU_NEEDS) types ## the tests that need a GPU, and compute-sanitizer where it is installed
+gpu-test: $(GPU_NEEDS) ## the tests that need a GPU, and compute-sanitizer where it is installed
 	$(GPU_STEPS) test $(if $(STEPS),--steps $(STEPS)) $(GPU_ARGS)
 
 .PHONY: gpu-bench
-gpu-bench: $(GPU_NEEDS) types ## every measurement that needs a GPU, into evaluation/results/
+gpu-bench: $(GPU_NEEDS) ## every measurement that needs a GPU, into evaluation/results/
 	$(GPU_STEPS) bench $(if $(STEPS),--steps $(STEPS)) $(GPU_ARGS)
 
 .PHONY: clean
 clean: ## remove what the targets made (not the cache of downloaded models)
-	rm -rf $(VENV) .types build dist demo *.egg-info
+	rm -rf $(VENV) build dist demo *.egg-info
