@@ -46,7 +46,7 @@ lint: $(VENV)/.dev ## ruff, mypy (strict) and basedpyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p centernet_trt
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 .PHONY: test
 test: lint ## lint, then every test but the slow ones (what CI runs)
