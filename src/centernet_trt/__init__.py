@@ -1,8 +1,14 @@
 """centernet-trt: CenterNet ("Objects as Points") detectors, fast and exact on NVIDIA GPUs.
 
-Import from the rooms: ``from centernet_trt.runtime import Detector``,
-``from centernet_trt.builder import build``. This package itself only carries the version and the errors.
+Build a bundle of an ONNX file once, then detect with it::
+
+    from centernet_trt import Detector, ModelSpec, build
+
+Importing this package is cheap: each name is loaded when it is first used, and with it what it needs.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from centernet_trt._version import __version__
 from centernet_trt.errors import (
@@ -16,14 +22,59 @@ from centernet_trt.errors import (
     SpecError,
 )
 
+if TYPE_CHECKING:
+    from centernet_trt.builder import BuildOptions, build
+    from centernet_trt.runtime import (
+        Batching,
+        Detections,
+        Detector,
+        EngineBundle,
+        ModelSpec,
+        TestTimeAugmentation,
+    )
+    from centernet_trt.runtime.gpu_ops import GpuOps
+
 __all__ = [
     "BackendError",
+    "Batching",
+    "BuildOptions",
     "BundleError",
     "CalibrationError",
     "CenterNetError",
     "CudaError",
+    "Detections",
+    "Detector",
+    "EngineBundle",
+    "GpuOps",
     "InputError",
     "ModelError",
+    "ModelSpec",
     "SpecError",
+    "TestTimeAugmentation",
     "__version__",
+    "build",
 ]
+
+_LAZY = {
+    "Batching": "centernet_trt.runtime",
+    "BuildOptions": "centernet_trt.builder",
+    "Detections": "centernet_trt.runtime",
+    "Detector": "centernet_trt.runtime",
+    "EngineBundle": "centernet_trt.runtime",
+    "GpuOps": "centernet_trt.runtime.gpu_ops",
+    "ModelSpec": "centernet_trt.runtime",
+    "TestTimeAugmentation": "centernet_trt.runtime",
+    "build": "centernet_trt.builder",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

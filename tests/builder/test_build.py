@@ -1,5 +1,6 @@
 """The whole road on the tiny network: bundle, plan, comparison, and what is refused or survives."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import onnx
 import pytest
 from tiny_centernet import save_tiny_model, scene, tiny_spec
 
-from centernet_trt.builder import build as module
 from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.builder.prepare import _small_shape
 from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
@@ -17,6 +17,8 @@ from centernet_trt.errors import BundleError, InputError, ModelError, SpecError
 from centernet_trt.runtime import Detector, EngineBundle, preset
 from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
 
+# The attribute of the package is the function.
+module = importlib.import_module("centernet_trt.builder.build")
 SMALL = ShapeRange(min=32, opt=64, max=128)
 OPTIONS = {"height": SMALL, "width": SMALL, "flavour": "none"}
 

@@ -3,6 +3,7 @@
 For a dry run of tests/gpu/test_detector.py; what is then tested is that file, more than the product.
 """
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,9 @@ from centernet_trt.runtime.spec import ModelSpec
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    import centernet_trt.builder.build as builder
-
+    builder = importlib.import_module("centernet_trt.builder.build")
     os.environ.pop("CENTERNET_TRT_STANDIN", None)  # by it those tests know the stand-in, and would be skipped
-    builder.build = _build  # type: ignore[assignment]
+    builder.build = _build  # type: ignore[attr-defined]
 
 
 def _build(model: Path, spec: ModelSpec, output: Path, options: Any) -> EngineBundle:
