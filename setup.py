@@ -11,5 +11,7 @@ FOLDERS = ("builder", "calib_data", "cli", "engines", "evaluation", "kernels", "
 setup(
     package_dir={"centernet_trt": "src/centernet_trt"} | {f"centernet_trt.{name}": name for name in FOLDERS},
     packages=["centernet_trt"]
-    + [f"centernet_trt.{name}" for name in find_packages(include=[p for n in FOLDERS for p in (n, f"{n}.*")])],
+    + [
+        f"centernet_trt.{name}" for name in find_packages(include=[p for n in FOLDERS for p in (n, f"{n}.*")])
+    ],
 )

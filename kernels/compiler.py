@@ -7,21 +7,20 @@ written whole or not at all, so any number of processes may share the folder.
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from centernet_trt.cache import read_checked, write_checked
 from centernet_trt.errors import CudaError
 from centernet_trt.kernels.compatibility import check_architecture
 from centernet_trt.kernels.toolchain import OPTIONS, Toolchain, find_toolchain
 
 Program = Literal["decode", "preprocess"]
 PROGRAMS: tuple[Program, ...] = ("decode", "preprocess")
-_FORMAT = 1
+_FORMAT = 2
 _ELF = b"\x7fELF"
 _log = logging.getLogger(__name__)
 
@@ -125,13 +124,11 @@ def _key(program: str, architecture: str, compiler: str, files: Mapping[str, str
 def _read(entry: Path) -> KernelModule | None:
     """The module of a cache entry; None where it is missing or damaged."""
     try:
-        head, _, cubin = entry.read_bytes().partition(b"\n")
-    except OSError:
-        return None
-    try:
+        content = read_checked(entry)
+        if content is None:
+            return None
+        head, _, cubin = content.partition(b"\n")
         record = json.loads(head)
-        if record.pop("sha256") != hashlib.sha256(cubin).hexdigest():
-            raise ValueError("its content does not have the recorded hash")
         record["resources"] = {name: Resources(**values) for name, values in record["resources"].items()}
         record["options"] = tuple(record["options"])
         return KernelModule(cubin=cubin, **record)
@@ -144,15 +141,7 @@ def _write(entry: Path, module: KernelModule) -> None:
     """Put a module into the cache, whole or not at all. A folder that cannot be written costs time, not the run."""
     record = asdict(module)
     cubin = record.pop("cubin")
-    record["sha256"] = hashlib.sha256(cubin).hexdigest()
-    scratch = None
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=entry.stem, delete=False) as file:
-            scratch = Path(file.name)
-            file.write(json.dumps(record).encode() + b"\n" + cubin)
-        os.replace(scratch, entry)
+        write_checked(entry, json.dumps(record).encode() + b"\n" + cubin)
     except OSError as error:
         _log.warning("the compiled kernel could not be kept in %s: %s", entry.parent, error)
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)

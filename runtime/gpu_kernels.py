@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from centernet_trt.cache import cache_folder
+from centernet_trt.cache import cache_dir
 from centernet_trt.kernels.compatibility import architecture_of, check_driver
 from centernet_trt.kernels.compiler import PROGRAMS, compile_module
 from centernet_trt.kernels.launch import DecodePlan, PreprocessPlan
@@ -30,7 +30,7 @@ class Kernels:
         self._functions: dict[str, Any] = {}
         try:
             for program in PROGRAMS:
-                compiled = compile_module(program, architecture, cache_folder() / "kernels", toolchain)
+                compiled = compile_module(program, architecture, cache_dir() / "kernels", toolchain)
                 module = device.load_module(compiled.cubin)
                 self._modules.append(module)
                 for entry in _ENTRIES:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from typing import Any
 
-from centernet_trt.cache import cache_folder, write_whole
+from centernet_trt.cache import atomic_write, cache_dir
 from centernet_trt.runtime.driver_binding import DeviceInfo
 from centernet_trt.runtime.manifest import PlanRecord
 
@@ -23,7 +23,7 @@ class KernelCache:
             device: named by its kind; TensorRT itself refuses a cache of another GPU or driver.
         """
         key = f"{plan.sha256} {plan.version} {device.name} {device.capability} {device.driver_version}"
-        self.path = cache_folder() / "rtx" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.cache"
+        self.path = cache_dir() / "rtx" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.cache"
         self._cache: Any = config.create_runtime_cache()
         content = self._read()
         if content and not self._cache.deserialize(content):
@@ -40,7 +40,7 @@ class KernelCache:
         if digest == self._kept:
             return
         try:
-            write_whole(self.path, content)
+            atomic_write(self.path, content, parents=True)
             self._kept = digest
         except OSError as error:
             _log.warning("the kernels that TensorRT compiled could not be kept in %s: %s", self.path, error)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from centernet_trt.cache import cache_folder
+from centernet_trt.cache import cache_dir
 from centernet_trt.kernels.compatibility import architecture_of
 from centernet_trt.kernels.compiler import PROGRAMS, compile_module
 from centernet_trt.kernels.launch import LaunchShape
@@ -52,7 +52,7 @@ class DriverMachine:
         )
         self._modules, self._functions = [], {}
         for program in PROGRAMS:
-            compiled = compile_module(program, self.architecture, cache_folder() / "kernels")
+            compiled = compile_module(program, self.architecture, cache_dir() / "kernels")
             module = checked(driver.cuModuleLoadData(compiled.cubin))
             self._modules.append(module)
             for entry in (f"{program}_half", f"{program}_float"):
