@@ -141,6 +141,7 @@ def _find_heatmap(guess: Guess) -> None:
         ("80 channels", lambda c: c.channels == 80),
         ("a negative bias", lambda c: c.bias is not None and c.bias < -1.5),
     )
+    found: list[HeadCandidate] = []
     for why, test in tests:
         found = [c for c in guess.candidates if test(c)]
         # Pose networks have a second heatmap, of joints: the one called plainly `hm` is the objects'.

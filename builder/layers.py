@@ -25,7 +25,7 @@ def requested_layers(
     why = (reasons or {}) | kept_fp32
     rows = []
     for node in model.graph.node:
-        kind = types.get(node.output[0], TensorProto.UNDEFINED)
+        kind = types.get(str(node.output[0]), int(TensorProto.UNDEFINED))
         row = {
             "name": node.name,
             "op": node.op_type,

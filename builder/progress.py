@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from onnx import ModelProto
 
@@ -50,7 +50,7 @@ class Passes:
         start = time.perf_counter()
         result = function()
         seconds = round(time.perf_counter() - start, 4)
-        model = getattr(result, "model", result)
+        model: Any = getattr(result, "model", result)
         nodes = len(model.graph.node) if isinstance(model, ModelProto) else self.records[-1].nodes
         self.records.append(PassRecord(name=name, seconds=seconds, nodes=nodes, peak_bytes=peak_memory()))
         return result

@@ -27,6 +27,7 @@ class StageClock(Protocol):
 
     def finish(self) -> dict[str, float]:
         """The call is over, and so is its work: seconds by stage in order, and of the `whole`."""
+        ...
 
 
 class WallClock:

@@ -94,6 +94,7 @@ class CocoGroundTruth:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
+        found: Any
         with contextlib.redirect_stdout(io.StringIO()):
             if results:
                 found = self._coco.loadRes(list(results))

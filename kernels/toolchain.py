@@ -38,6 +38,7 @@ class Toolchain(Protocol):
         Raises:
             CudaError: the compiler refused the source; its log is in the message.
         """
+        ...
 
 
 class Nvrtc:
@@ -45,7 +46,7 @@ class Nvrtc:
 
     def __init__(self) -> None:
         try:
-            from cuda.bindings import nvrtc
+            from cuda.bindings import nvrtc  # pyright: ignore[reportAttributeAccessIssue] # compiled, without stubs
         except ImportError as error:
             raise CudaError(f"cuda-bindings is not installed: {error}", _INSTALL) from error
         self._nvrtc: Any = nvrtc

@@ -37,26 +37,32 @@ class Backend(Protocol):
     @property
     def note(self) -> str:
         """What the user must know about how the network is run; empty for a TensorRT engine on a GPU."""
+        ...
 
     @property
     def max_batch(self) -> int:
         """Images that run at once."""
+        ...
 
     @property
     def memory(self) -> MemoryUse:
         """What is allocated on the GPU and in page-locked memory."""
+        ...
 
     def check_image(self, image: Picture) -> None:
         """Raise InputError for an image that this backend does not take."""
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
         """An image of any content, (height, width, 3) uint8, in the memory that this backend reads fastest."""
+        ...
 
     def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
         """Detections of the images of every batch, each of `max_batch` images at most."""
+        ...
 
     def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
         """Head tensors (N, C, H, W) on the host, by name, of an input tensor (N, 3, height, width) on the host."""
+        ...
 
     def warm(self, batches: Iterable[Batch]) -> None:
         """Do whatever the first run of each batch's shape would do."""

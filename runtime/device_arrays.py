@@ -51,8 +51,9 @@ class DeviceArray:
 
 def is_device_array(source: object) -> bool:
     """Whether this is an array in GPU memory."""
-    if hasattr(source, "__dlpack_device__"):
-        return int(source.__dlpack_device__()[0]) in _CUDA_KINDS
+    dlpack_device = getattr(source, "__dlpack_device__", None)
+    if dlpack_device is not None:
+        return int(dlpack_device()[0]) in _CUDA_KINDS
     return hasattr(source, "__cuda_array_interface__")
 
 

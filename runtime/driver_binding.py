@@ -53,21 +53,25 @@ class Binding(Protocol):
 
     def allocate(self, nbytes: int) -> int:
         """Address of new device memory."""
+        ...
 
     def free(self, address: int) -> None:
         """Free it."""
 
     def allocate_pinned(self, nbytes: int) -> int:
         """Address of new page-locked host memory."""
+        ...
 
     def free_pinned(self, address: int) -> None:
         """Free it."""
 
     def free_memory(self) -> int:
         """Bytes of device memory that nobody uses."""
+        ...
 
     def create_stream(self) -> tuple[Handle, int]:
         """A non-blocking stream and its number, as other libraries take it."""
+        ...
 
     def destroy_stream(self, stream: Handle) -> None:
         """Destroy it."""
@@ -101,9 +105,11 @@ class Binding(Protocol):
 
     def event_done(self, event: Handle) -> bool:
         """Whether it has happened."""
+        ...
 
     def elapsed_ms(self, before: Handle, after: Handle) -> float:
         """Milliseconds between two events."""
+        ...
 
     def load_module(self, cubin: bytes) -> Handle:
         """Load device code."""

@@ -22,7 +22,7 @@ class CudaBindings:
             CudaError: there is no such package, no driver, or no device.
         """
         try:
-            from cuda.bindings import driver
+            from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue] # compiled, without stubs
         except ImportError as error:
             raise CudaError(f"cuda-bindings cannot be imported: {error}", _INSTALL) from error
         self._cu: Any = driver

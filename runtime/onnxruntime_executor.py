@@ -37,7 +37,7 @@ class OnnxRuntimeExecutor:
         """
         self._manifest = manifest
         self._mode = mode
-        self._session = open_session(model, mode, threads)
+        self._session: Any = open_session(model, mode, threads)
 
     @property
     def note(self) -> str:

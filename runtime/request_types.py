@@ -30,6 +30,7 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Seconds since some moment; never goes back."""
+        ...
 
     def wait(self, condition: threading.Condition, timeout: float | None) -> None:
         """Wait, holding the condition, until it is notified or so many seconds have passed."""

@@ -42,7 +42,7 @@ class ScaledInput:
             np.array([p.source_width, p.source_height]) * scale + shift,
         )
         cut = ((shift < 0) & (low < margin)) | ((end > limit) & (high > limit - margin))
-        whole: npt.NDArray[np.bool_] = ~cut.any(axis=1)
+        whole: npt.NDArray[np.bool_] = np.logical_not(cut.any(axis=1))
         return whole
 
 

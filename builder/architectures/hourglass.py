@@ -21,6 +21,7 @@ def hourglass(net: Network, x: Tensor, heads: Mapping[str, int], head_conv: int)
     """
     x = _convolution(net, x, "pre.0", 128, 7, stride=2)
     x = _residual(net, x, "pre.1", _DIMS[0], stride=2)
+    y = x
     for stack in range(_STACKS):
         y = _module(net, x, f"kps.{stack}", 0)
         y = _convolution(net, y, f"cnvs.{stack}", 256, 3)

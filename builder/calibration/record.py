@@ -167,11 +167,14 @@ def make_record(
     tensors = {}
     for name, histogram in histograms.items():
         thresholds = all_thresholds(histogram)
-        noise = {method: signal_to_noise(histogram, thresholds[method]) for method in METHODS}
+        noise: dict[Method, float | None] = {}
+        for method in METHODS:
+            ratio = signal_to_noise(histogram, thresholds[method])
+            noise[method] = round(ratio, 3) if ratio < float("inf") else None
         tensors[name] = TensorRecord(
             amax=histogram.amax,
             thresholds=thresholds,
-            signal_to_noise={m: round(v, 3) if v < float("inf") else None for m, v in noise.items()},
+            signal_to_noise=noise,
             histogram=tuple(coarse(histogram).tolist()),
             # Seven digits are more than a bias in fp16 shows.
             means=tuple(float(f"{mean:.7g}") for mean in (means or {}).get(name, ())),

@@ -146,7 +146,8 @@ def remove_identities(model: ModelProto) -> ModelProto:
     for index, node in enumerate(graph.node):
         if not _does_nothing(node, constants, uses, outputs):
             continue
-        source, target = alias.get(node.input[0], node.input[0]), node.output[0]
+        first: str = node.input[0]
+        source, target = alias.get(first, first), node.output[0]
         if target not in outputs:
             alias[target] = source
         elif source not in fixed and source not in outputs and source not in renamed:

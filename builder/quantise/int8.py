@@ -161,7 +161,7 @@ def make_int8(
     probing = images.subset(_spread(len(images), options.probe_images))
     searching: Search | None = None
     if options.everything:
-        alone = {name: {options.method: by[options.method]} for name, by in thresholds.items()}
+        alone: Thresholds = {name: {options.method: by[options.method]} for name, by in thresholds.items()}
         found = everything(model, layers, alone, judge, options.rules, means, reporter.step)
     else:
         small = Judge(model, spec, probing.images, threads=options.threads)
@@ -243,7 +243,9 @@ def _thresholds(
         return {name: tensor.thresholds for name, tensor in record.tensors.items()}, {}
     cache = read_cache(options.cache)
     wanted = [unit.tensor for unit in layers.units]
-    known = {name: {options.method: LEVELS * cache.scales[name]} for name in wanted if name in cache.scales}
+    known: Thresholds = {
+        name: {options.method: LEVELS * cache.scales[name]} for name in wanted if name in cache.scales
+    }
     if not known:
         raise CalibrationError(
             f"{options.cache} has {len(cache.scales)} tensors, none of them one of this graph's: it is of another "

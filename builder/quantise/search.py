@@ -77,7 +77,7 @@ def probe_units(
         best = min(found, key=lambda method: found[method].loss)
         if found[best].loss >= _FAR_BETTER * found[first].loss:
             best = first
-        tried = {method: damage.loss for method, damage in found.items()}
+        tried: dict[Method, float] = {method: damage.loss for method, damage in found.items()}
         probes.append(Probe(unit, best, found[best], tried))
     return sorted(
         probes, key=lambda probe: (probe.damage.loss**2 / probe.unit.multiply_adds, probe.unit.tensor)
@@ -94,7 +94,7 @@ def everything(
     progress: Progress | None = None,
 ) -> SearchResult:
     """Every layer that may be int8 in int8, each by the first of its methods: no budget, no choice."""
-    methods = {unit.tensor: next(iter(thresholds[unit.tensor])) for unit in layers.units}
+    methods: dict[str, Method] = {unit.tensor: next(iter(thresholds[unit.tensor])) for unit in layers.units}
     values = {tensor: thresholds[tensor][method] for tensor, method in methods.items()}
     names = {layer.name for unit in layers.units for layer in unit.layers}
     skips = residual_skips(model, names) if rules.residual_skip else []
