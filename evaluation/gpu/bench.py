@@ -30,7 +30,7 @@ from centernet_trt.evaluation.gpu.entries import (
     report_of,
 )
 from centernet_trt.evaluation.gpu.floor import measure_floor
-from centernet_trt.evaluation.gpu.machine import device_record
+from centernet_trt.evaluation.environment import device_record
 from centernet_trt.evaluation.gpu.stages import NetworkAlone, StagedPipeline, given_as
 from centernet_trt.evaluation.gpu.throughput import throughput
 from centernet_trt.evaluation.gpu.timer import CacheState, GpuTimer
