@@ -1,4 +1,4 @@
-"""How much longer a build takes than TensorRT alone needs: `python -m centernet_trt.builder.overhead MODEL.onnx --spec PRESET`.
+"""How much longer a build takes than TensorRT alone needs: `python benchmarks/build_overhead.py MODEL.onnx --spec PRESET`.
 
 A build is passes, then TensorRT on the graph that they made. Both are timed in turns, and so is TensorRT alone: its
 parser and its builder on the bundle's `model.onnx`, with nothing of ours around. What the whole build takes beyond
@@ -107,7 +107,7 @@ def report(turns: list[Overhead]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write the turns as JSON where asked."""
-    parser = argparse.ArgumentParser(prog="python -m centernet_trt.builder.overhead")
+    parser = argparse.ArgumentParser(prog="python benchmarks/build_overhead.py")
     parser.add_argument("model", type=Path)
     parser.add_argument("--spec", required=True, help="a preset or a file")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16")

@@ -1,6 +1,6 @@
 """What building a bundle of every seed architecture takes: time, sizes and peak memory, on a machine without a GPU.
 
-    python -m centernet_trt.evaluation.build_table --json evaluation/results/builds.json [--arch NAME ...]
+    python benchmarks/build_table.py --json benchmarks/results/builds.json [--arch NAME ...]
 
 Weights are random (the same every time): what a build takes does not depend on them. Each build is a process of its
 own, so that its peak memory is its own. Rows that the file has already are kept, those measured again are replaced.

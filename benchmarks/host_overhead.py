@@ -1,6 +1,6 @@
 """What a call of the detector costs on the host beside the network: our Python, and the driver's calls.
 
-    python -m centernet_trt.evaluation.host_overhead [--driver cuda-bindings] [--profile] [--json FILE]
+    python benchmarks/host_overhead.py [--driver cuda-bindings] [--profile] [--json FILE]
 
 The network does nothing. Without `--driver` the CUDA driver does nothing either, and what is measured is Python alone; with it,
 the driver's own time is told apart. The wait for the GPU is left out, as no work of the host's. All figures are microseconds,
@@ -22,13 +22,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from null_device import DRIVER, NullPipeline, Watch, WatchedDriver, open_device
 from rich.console import Console
 from rich.table import Table
 
 from centernet_trt.evaluation.environment import environment
-from centernet_trt.evaluation.null_driver import NullPipeline, device_of
 from centernet_trt.evaluation.tables import text_table
-from centernet_trt.evaluation.watch import DRIVER, Watch, WatchedDriver
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detector import Detector
 from centernet_trt.runtime.driver_binding import BindingName
@@ -103,7 +102,7 @@ def detector(driver: BindingName | None, side: int, batch: int) -> Iterator[tupl
     """A detector whose network does nothing, with its pipeline; the rows of each image hold `FOUND` detections."""
     made = bundle(side, batch)
     options = GpuOptions(streams=1, max_batch=batch, max_pixels=SIDE[0] * SIDE[1])
-    pipeline = NullPipeline(made, options, device_of(driver))
+    pipeline = NullPipeline(made, options, open_device(driver))
     with Detector(made, pipeline, Batching(max_wait=0.0)) as loaded:
         yield loaded, pipeline
 
@@ -259,7 +258,7 @@ def profile(driver: BindingName | None, side: int, count: int) -> None:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m centernet_trt.evaluation.host_overhead", description=__doc__.splitlines()[0]
+        prog="python benchmarks/host_overhead.py", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "--driver", choices=("cuda-bindings", "pycuda"), help="measure with this binding's driver"

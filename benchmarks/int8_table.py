@@ -1,6 +1,6 @@
 """The table of docs/int8.md: AP, its drop with a 95 % interval, agreement and share of int8, for each way to int8.
 
-    python docs/int8_table.py ASSETS BUNDLE [--limit N] [--rows WORDS]
+    python benchmarks/int8_table.py ASSETS BUNDLE [--limit N] [--rows WORDS]
 
 ASSETS has mb3_centernet_coco, coco128_train2017 and coco_val2017_dev; BUNDLE is the int8 bundle that
 `centernet-trt build` made of that model with the coco128 images. Nothing is chosen here: the thresholds are those of
@@ -17,13 +17,17 @@ import onnx
 from onnx import ModelProto
 
 from centernet_trt.builder.calibration.activations import batches
-from centernet_trt.builder.calibration.benchmark import fp32_graph
 from centernet_trt.builder.calibration.collect import collect_histograms, collect_statistics
 from centernet_trt.builder.calibration.images import images_of
 from centernet_trt.builder.calibration.record import read_record
 from centernet_trt.builder.calibration.thresholds import METHODS, all_thresholds
 from centernet_trt.builder.inference import refresh_shapes
+from centernet_trt.builder.loading import load_model
+from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import to_fp16
+from centernet_trt.builder.passes.heads import keep_heads
+from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
 from centernet_trt.builder.quantise.equalise import replay
 from centernet_trt.builder.quantise.layers import Rules, share_in_int8, survey
 from centernet_trt.builder.quantise.placement import place, raise_opset
@@ -34,9 +38,22 @@ from centernet_trt.runtime.decode import decode
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.onnxruntime_executor import open_session
 from centernet_trt.runtime.presets import read_spec
-from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.spec import FixedSize, ModelSpec
 
 NAIVE = Rules(last_convs=True, smallest_share=0.0, dead_inputs=True, equalise=False, correct_bias=False)
+
+
+def fp32_graph(path: Path, spec: ModelSpec) -> ModelProto:
+    """The graph that a build calibrates, but for equalisation."""
+    name, size = spec.input.name, spec.input.size
+    model = load_model(path)
+    name = name or model.graph.input[0].name
+    if isinstance(size, FixedSize):
+        model = set_input_size(model, name, size.height, size.width)
+    model = make_dynamic(keep_heads(model, spec.heads.tensors), name, size=not isinstance(size, FixedSize))
+    model = remove_identities(fold_batch_norm(fold_constants(constants_to_initializers(model))))
+    refresh_shapes(model)
+    return model
 
 
 def source(assets: Path, spec: ModelSpec) -> ModelProto:

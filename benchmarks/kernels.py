@@ -1,6 +1,6 @@
-"""The two kernels on a GPU: times beside the floor of the same run and beside PyTorch, answers held to the host's.
+"""The two kernels on a GPU: times beside the floor of the same run and beside PyTorch, answers checked against the host's.
 
-    python -m centernet_trt.evaluation.gpu.kernels --json evaluation/results/gpu-kernels.json
+    python benchmarks/kernels.py --json benchmarks/results/gpu-kernels.json
 
 Forms: `alone` is one launch between two events; `graph` is one of many in a CUDA graph, as the pipeline launches it.
 `warm`: the same data again and again; `cold`: after a flush of the L2 cache, or (`graph`) on copies of the data that
@@ -8,7 +8,6 @@ together are twice as large as it. Every answer is checked before it is timed.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch_baselines
+from common import check_target, command_line, result, write_result
+from kernel_steps import DecodeStep, PreprocessStep
+from kernel_tables import judge, tables
+
 from centernet_trt.errors import CenterNetError, InputError
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu import torch_baselines
+from centernet_trt.evaluation.environment import device_record
 from centernet_trt.evaluation.gpu.floor import COPY_BYTES, TRAIN, measure_floor
-from centernet_trt.evaluation.gpu.kernel_steps import DecodeStep, PreprocessStep
-from centernet_trt.evaluation.gpu.kernel_tables import tables
-from centernet_trt.evaluation.gpu.machine import check_target, device_record, result, write_result
-from centernet_trt.evaluation.gpu.targets import judge_kernels
 from centernet_trt.evaluation.gpu.timer import GpuTimer
 from centernet_trt.evaluation.timing import Subject, TimingRules, measure
 from centernet_trt.evaluation.timing_statistics import stability, summarise
@@ -33,6 +33,9 @@ from centernet_trt.runtime.gpu_kernels import Kernels
 THRESHOLD = 0.3
 _MOST_COPIES = 64
 """Beyond so many copies (a map of one class) only the flush makes the cache cold."""
+SMALL = (
+    "--batches 1 2 --classes 2 --grid 24x16 --k 5 --source 20x15 --target 32x32 --copy-mib 1 --duration 0.005 --iterations 3"
+)
 Step = DecodeStep | PreprocessStep
 
 
@@ -90,13 +93,12 @@ def measure_kernels(
         failed: list[dict[str, Any]] = []
 
         def content() -> dict[str, Any]:
-            judged = [row.to_json() for row in judge_kernels(record, floor, rows)]
             return {
                 "floor": floor,
                 "rows": rows,
                 "notes": list(dict.fromkeys(notes)),
                 "failed": failed,
-                "targets": judged,
+                "targets": judge(record, floor, rows),
             }
 
         torch, why = torch_baselines.usable_torch() if options.torch else (None, "PyTorch was left out")
@@ -247,7 +249,9 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--duration", type=float, default=usual.rules.duration, help="seconds for each row")
     parser.add_argument("--iterations", type=int, default=usual.rules.iterations)
     parser.add_argument("--no-torch", dest="torch", action="store_false")
-    return parser.parse_args(arguments)
+    parser.add_argument("--small", action="store_true", help="sizes for a dry run, in place of the usual ones")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return parser.parse_args([*SMALL.split(), *given] if "--small" in given else given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -266,14 +270,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rules=TimingRules(0.05, given.duration, given.iterations, 3, allow_short=True),
         torch=given.torch,
     )
-    words = ["python", "-m", "centernet_trt.evaluation.gpu.kernels", *(arguments or sys.argv[1:])]
+    command = command_line(__file__, arguments)
     with Device.open(given.device, "cuda-bindings") as device:
         record = device_record(device)
         if given.json is not None:
             check_target(given.json, record)
 
         def whole(content: dict[str, Any]) -> dict[str, Any]:
-            return result("gpu-kernels", record, shlex.join(words), k=options.k, **content)
+            return result("gpu-kernels", record, command, k=options.k, **content)
 
         def keep(content: dict[str, Any]) -> None:
             if given.json is not None:

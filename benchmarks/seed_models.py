@@ -1,6 +1,6 @@
 """Measures what docs/models.md says of the seed networks: how far the exported graphs are from PyTorch, and their size.
 
-    python docs/seed_models.py --reference ../shared/reference --json evaluation/results/seed-models.json
+    python benchmarks/seed_models.py --reference ../shared/reference --json benchmarks/results/seed-models.json
 
 Two oracles: the stored outputs of the public PyTorch models (128 x 128, 80 classes), and, where PyTorch is installed, a
 second implementation of every network in float64 (tests/support/torch_networks.py), at other sizes, two images, 20

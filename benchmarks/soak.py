@@ -1,6 +1,6 @@
 """A long run on a GPU: free device memory and the process's memory must stay flat, and the answers the same.
 
-    python -m centernet_trt.evaluation.gpu.soak --json evaluation/results/gpu-soak.json [BUNDLE ...]
+    python benchmarks/soak.py --json benchmarks/results/gpu-soak.json [BUNDLE ...]
 
 Every bundle is asked through `Detector`, with images of changing sizes one by one and in batches; and the kernels by
 themselves through `GpuOps`, on a stream of the caller's. Free memory is that of the whole device: nothing else may run on it.
@@ -8,7 +8,6 @@ themselves through `GpuOps`, on a stream of the caller's. Free memory is that of
 
 import argparse
 import gc
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import check_target, command_line, result, write_result
+from kernel_steps import official_spec, random_heads
 
 from centernet_trt.errors import BackendError, CenterNetError
+from centernet_trt.evaluation.environment import device_label, device_record
 from centernet_trt.evaluation.gpu.arrays import DeviceTensor
-from centernet_trt.evaluation.gpu.kernel_steps import official_spec, random_heads
-from centernet_trt.evaluation.gpu.machine import (
-    check_target,
-    device_label,
-    device_record,
-    result,
-    write_result,
-)
 from centernet_trt.evaluation.tables import text_table
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detections import Detections
@@ -190,8 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=512, help="of the kernels' network input")
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--small", action="store_true", help="a dry run: 12 calls, a small network input")
     given = parser.parse_args(arguments)
-    words = ["python", "-m", "centernet_trt.evaluation.gpu.soak", *(arguments or sys.argv[1:])]
+    if given.small:
+        given.calls, given.side, given.classes = 12, 32, 2
+    command = command_line(__file__, arguments)
     rows: list[dict[str, Any]] = []
     with Device.open(0, "cuda-bindings") as device:
         record = device_record(device)
@@ -208,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(work())
             except CenterNetError as error:  # the others are told all the same
                 rows.append({"name": name, "problem": str(error)})
-            data = result("gpu-soak", record, shlex.join(words), rows=rows)
+            data = result("gpu-soak", record, command, rows=rows)
             if given.json is not None:  # after each: this process may be ended before its time
                 write_result(given.json, data)
     print(table(data))

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kernel_steps import DecodeStep, PreprocessStep
+
 from centernet_trt.errors import BackendError
-from centernet_trt.evaluation.gpu.kernel_steps import DecodeStep, PreprocessStep
 from centernet_trt.runtime.driver_objects import Stream
 from centernet_trt.runtime.geometry import Placement
 

@@ -1,4 +1,4 @@
-"""Builds and installs PyCUDA on a machine without a CUDA toolkit: `python -m centernet_trt.install_pycuda`.
+"""Builds and installs PyCUDA on a machine without a CUDA toolkit: `python benchmarks/tools/install_pycuda.py`.
 
 PyCUDA has no wheels. It needs a C++ compiler, NVIDIA's headers, which come from the wheels of the extra `gpu` and
 `nvidia-cuda-profiler-api`, and a libcuda to link against, for which a hollow one serves: the real one comes with the
@@ -129,7 +129,7 @@ def _pip(verb: str, *arguments: str, what: str) -> None:
 def main() -> int:
     """Run from the command line; the exit code is 1 when it failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m centernet_trt.install_pycuda", description=install_pycuda.__doc__
+        prog="python benchmarks/tools/install_pycuda.py", description=install_pycuda.__doc__
     )
     parser.add_argument("--target", type=Path, help="install into this folder instead of this Python")
     try:
