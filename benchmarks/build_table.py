@@ -29,7 +29,7 @@ ARCHITECTURES = (
 PRECISIONS = ("fp32", "fp16", "int8")
 SIZE = ("--batch", "1:1:4", "--height", "256:512:640", "--width", "256:512:640")
 """Of every build; in the table's own words in `build_table`."""
-_CALIBRATION = "calib_data"  # in the repository and in the installed package
+_CALIBRATION = "calib_data"
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,9 @@ def _all_tables(data: Mapping[str, Any]) -> list[Table]:
         for shape in dict.fromkeys(row["shape"] for row in data["rows"] if row["step"] == step):
             rows = [row for row in data["rows"] if (row["step"], row["shape"]) == (step, shape)]
             found.append(_steps_table(f"{step}, {shape}", rows, data["floor"]))
-    verdicts = [tuple(row[key] for key in ("target", "wanted", "found", "verdict")) for row in data["targets"]]
+    verdicts = [
+        tuple(row[key] for key in ("target", "wanted", "found", "verdict")) for row in data["targets"]
+    ]
     return [*found, text_table("Targets", ("target", "wanted", "found", "verdict"), verdicts)]
 
 

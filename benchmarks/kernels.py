@@ -33,9 +33,7 @@ from centernet_trt.runtime.gpu_kernels import Kernels
 THRESHOLD = 0.3
 _MOST_COPIES = 64
 """Beyond so many copies (a map of one class) only the flush makes the cache cold."""
-SMALL = (
-    "--batches 1 2 --classes 2 --grid 24x16 --k 5 --source 20x15 --target 32x32 --copy-mib 1 --duration 0.005 --iterations 3"
-)
+SMALL = "--batches 1 2 --classes 2 --grid 24x16 --k 5 --source 20x15 --target 32x32 --copy-mib 1 --duration 0.005 --iterations 3"
 Step = DecodeStep | PreprocessStep
 
 
@@ -249,7 +247,9 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--duration", type=float, default=usual.rules.duration, help="seconds for each row")
     parser.add_argument("--iterations", type=int, default=usual.rules.iterations)
     parser.add_argument("--no-torch", dest="torch", action="store_false")
-    parser.add_argument("--small", action="store_true", help="sizes for a dry run, in place of the usual ones")
+    parser.add_argument(
+        "--small", action="store_true", help="sizes for a dry run, in place of the usual ones"
+    )
     given = sys.argv[1:] if arguments is None else list(arguments)
     return parser.parse_args([*SMALL.split(), *given] if "--small" in given else given)
 

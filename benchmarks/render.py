@@ -1,244 +1,365 @@
-"""Writes docs/performance.md, and the picture in it, from the measurements in evaluation/results/.
+"""Writes the measured parts of README.md and docs/*.md from the JSON files in benchmarks/results/.
 
-    python -m centernet_trt.evaluation.performance_page
+    python benchmarks/render.py [--picture]
 
-Every figure comes from a JSON file that a command wrote: `bench-*.json` and `compare-*.json` by `centernet-trt bench`,
-`verify-*.json` by `verify`, `eval-*.json` by `eval`, `planted-*.json` by `python -m
-centernet_trt.evaluation.planted_slowdown`, `host.json` by `python -m centernet_trt.evaluation.host_benchmark`,
-`calibration.json` by `python -m centernet_trt.builder.calibration.benchmark`, `gpu-*.json` by `make gpu-test` and
-`make gpu-bench`.
+docs/performance.md is written whole. In the other pages a part stands between two comments that name it; what is around
+them is written by hand. Who writes the JSON: `bench-*`, `compare-*` by `centernet-trt bench`, `eval-*`, `tta` by `eval`,
+`verify-*` by `verify`, `gpu-*` by `make gpu-bench`, the others by the scripts here. Some scripts no longer exist: their
+results are records (`planted-*`, `host`, `calibration`, `deformable`).
 """
 
 import argparse
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import kernel_tables
+import rtx_probe
+import soak
+from build_table import build_table
+from common import RESULTS, ROOT, read_json
+
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation import host_benchmark
 from centernet_trt.evaluation.bench_compare import compare_entries
 from centernet_trt.evaluation.bench_report import BenchReport, read_report
-from centernet_trt.evaluation.bench_tables import comparison_table, tables_of
-from centernet_trt.evaluation.gpu.page import gpu_section
+from centernet_trt.evaluation.bench_tables import overview, tables_of
+from centernet_trt.evaluation.environment import STANDIN_NAME
 from centernet_trt.evaluation.model_table import markdown_page, model_table
-from centernet_trt.evaluation.tables import text_table
-from centernet_trt.evaluation.verify_tables import boxes_sentence, checks_table, heads_table
+from centernet_trt.evaluation.tables import Table, text_table
 
-RESULTS = Path("evaluation/results")
-PAGE = Path("docs/performance.md")
-PICTURE = Path("images/performance.png")
-"""Beside the page."""
-
+PICTURE = "images/performance.png"
+"""Beside docs/performance.md."""
 _HEAD = """# Performance and accuracy, as measured
 
-Made by `python -m centernet_trt.evaluation.performance_page` from the files in `evaluation/results/`: no figure on
-this page was typed. Times are of the machine that each part names; read the notes of a part before its figures.
+Made by `python benchmarks/render.py` from the JSON files in [benchmarks/results](../benchmarks/results), which hold every
+sample, command and version: no figure on this page was typed. Times are of the machine that each part names; all were taken
+without a GPU unless the part says so.
 """
 
 
-def page(results: Path) -> str:
-    """The page in Markdown.
-
-    Args:
-        results: folder of the JSON files.
+def performance(results: Path) -> str:
+    """docs/performance.md.
 
     Raises:
-        InputError: no such folder, nothing in it, or a file that is damaged.
+        InputError: a file is damaged, or the folder is not there.
     """
+    if not results.is_dir():
+        raise InputError(f"there is no folder {results}", "give --results")
     parts = {
-        "Accuracy": _accuracy(_files(results, "eval-")),
-        "Is it still the same model?": _verified(_files(results, "verify-")),
-        "Time": _times(_reports(results, "bench-")),
-        "On a GPU": gpu_section(results),
-        "What the benchmark can tell apart": _planted(_reports(results, "planted-")),
-        "Two runs compared": _compared(_files(results, "compare-")),
-        "The host decode beside the official one": _host(results / "host.json"),
-        "Calibration": _calibration(results / "calibration.json"),
+        "Accuracy": _accuracy,
+        "Is it still the same model?": _verified,
+        "Time": _times,
+        "On a GPU": _on_gpu,
+        "What the benchmark can tell apart": _told_apart,
+        "The host decode beside the official one": _host,
+        "Calibration": _calibration,
     }
     text = [_HEAD]
-    for title, lines in parts.items():
-        if found := list(lines):
-            text += [f"## {title}\n", *found]
+    for title, part in parts.items():
+        if lines := list(part(results)):
+            text += [f"## {title}\n", *lines]
     return "\n".join(text)
 
 
-def readme_table(results: Path, name: str) -> str:
-    """The table of one `eval-NAME.json` in Markdown, for the README; raises as `page`."""
-    data = _read(results / f"eval-{name}.json")
-    return model_table(data if isinstance(data, list) else [data]).markdown()
+def _link(path: Path) -> str:
+    return f"[{path.name}](../benchmarks/results/{path.name})"
+
+
+def _reports(results: Path, prefix: str) -> list[tuple[Path, BenchReport]]:
+    return [(path, read_report(path)) for path in sorted(results.glob(f"{prefix}*.json"))]
+
+
+def _machine(data: Mapping[str, Any]) -> str:
+    return f"{data['cpu']}, {data['cores']} cores"
+
+
+def _eval(path: Path) -> list[dict[str, Any]]:
+    data = read_json(path)
+    return data if isinstance(data, list) else [data]
+
+
+def _accuracy(results: Path) -> Iterable[str]:
+    for path in sorted(results.glob("eval-*.json")):
+        yield f"{markdown_page(_eval(path))}\n{_link(path)}.\n"
+
+
+def _verified(results: Path) -> Iterable[str]:
+    rows = []
+    for path in sorted(results.glob("verify-*.json")):
+        data = read_json(path)
+        drop, boxes = data["ap"], data["whole"]
+        rows.append(
+            (
+                f"{data['candidate']}, {_link(path)}",
+                str(data["reference"]),
+                f"{min(_noise(head) for head in data['heads'].values()):.1f} dB",
+                f"{boxes['f1']:.4f} of {boxes['reference']} boxes",
+                "-" if drop is None else f"{drop['drop']:+.4f} ({drop['low']:+.4f} to {drop['high']:+.4f})",
+                "yes" if all(check["passed"] for check in data["checks"]) else "NO",
+            )
+        )
+    if rows:
+        columns = (
+            "bundle",
+            "held against",
+            "worst SQNR of a head",
+            "F1",
+            "drop in AP (95 %)",
+            "inside tolerances",
+        )
+        yield text_table("", columns, rows).markdown() + "\n"
+
+
+def _noise(head: Mapping[str, Any]) -> float:
+    return float("inf") if head["sqnr_db"] is None else float(head["sqnr_db"])
+
+
+def _times(results: Path) -> Iterable[str]:
+    for place, (path, report) in enumerate(_reports(results, "bench-")):
+        if place == 0:
+            yield f"![Latencies, stages, precisions, throughput]({PICTURE})\n"
+        yield f"{_link(path)}: {_machine(report.environment)}, {report.created}.\n"
+        yield f"{overview(report).markdown()}\n"
+        yield from _warnings(report)
+
+
+def _warnings(report: BenchReport) -> Iterable[str]:
+    if found := report.warnings():
+        yield "\n".join(f"- {text}" for text in found) + "\n"
+
+
+def _told_apart(results: Path) -> Iterable[str]:
+    for path, report in _reports(results, "planted-"):
+        rows = [row for row in compare_entries(report).rows if row.what == "whole"]
+        yield (
+            f"{_link(path)}: one bundle three times, interleaved: as it is, again, and with every stage of its pipeline "
+            "lengthened by a tenth.\n"
+        )
+        shown = [
+            (
+                row.entry,
+                f"{row.ratio.ratio:.3f}",
+                f"{row.ratio.low:.3f} to {row.ratio.high:.3f}",
+                row.ratio.verdict,
+            )
+            for row in rows
+        ]
+        columns = ("bundle", "whole, ratio to the first", "interval", "verdict")
+        yield text_table("", columns, shown).markdown() + "\n"
+    for path in sorted(results.glob("compare-*.json")):
+        found = read_json(path)["rows"]
+        ratios = [row["ratio"]["ratio"] for row in found]
+        differ = [f"{row['entry']}, {row['what']}" for row in found if row["verdict"] != "no difference"]
+        yield (
+            f"{_link(path)}: two runs compared, {len(found)} rows, ratios {min(ratios):.3f} to {max(ratios):.3f}; "
+            f"called different: {'; '.join(differ) or 'none'}.\n"
+        )
+
+
+def host_table(data: Mapping[str, Any]) -> Table:
+    """The host decode beside PyTorch's."""
+    rows = [
+        (row["map"], f"{row['ours_ms']:.1f} ms", f"{row['official_torch_ms']:.1f} ms", f"{row['ratio']:.1f}")
+        for row in data["decode"]
+    ]
+    return text_table("", ("map", "host decode", "official, PyTorch", "ratio"), rows)
+
+
+def _host(results: Path) -> Iterable[str]:
+    path = results / "host.json"
+    if path.is_file():
+        data = read_json(path)
+        torch = data["environment"]["packages"].get("torch")
+        yield f"{_link(path)}: {_machine(data['environment'])}, PyTorch {torch}; K = {data['decode'][0]['k']}.\n"
+        yield host_table(data).markdown() + "\n"
+
+
+def _calibration(results: Path) -> Iterable[str]:
+    path = results / "calibration.json"
+    if not path.is_file():
+        return
+    data = read_json(path)
+    search, memory = data["entropy_search"], data["memory"]
+    few, many = memory["images"]
+    yield (
+        f"{_link(path)}: {_machine(data['environment'])}. The search for entropy thresholds of {search['tensors']} tensors "
+        f"takes {search['ours_seconds']:.2f} s of processor time; a NumPy loop over the same candidates "
+        f"{search['numpy_loop_ratio']} times as long, ONNX Runtime's `get_entropy_threshold` {search['onnxruntime_ratio']} "
+        f"times. Peak memory of calibrating {many} images is {memory['ratio']:.2f} times that of {few}.\n"
+    )
+
+
+def _on_gpu(results: Path) -> Iterable[str]:
+    for path in sorted(results.glob("gpu-*.json")):
+        data = read_json(path)
+        kind = data.get("kind") if isinstance(data, dict) else None
+        if kind not in _GPU_PARTS:
+            raise InputError(f"{path} is no result of a GPU: its kind is {kind!r}", "measure it again")
+        yield f"### {path.stem}\n\n{_link(path)}\n\n```sh\n{data['command']}\n```\n"
+        yield _GPU_PARTS[kind](path, data)
+
+
+def _gpu_bench(path: Path, _: Mapping[str, Any]) -> str:
+    report = read_report(path)
+    return "\n".join(
+        [*_warnings(report), *(f"{table.title}:\n\n{table.markdown()}\n" for table in tables_of(report))]
+    )
+
+
+_GPU_PARTS: Mapping[str, Callable[[Path, Any], str]] = {
+    "gpu-kernels": lambda _, data: kernel_tables.tables(data),
+    "gpu-rtx": lambda _, data: rtx_probe.tables(data),
+    "gpu-soak": lambda _, data: soak.table(data),
+    "bench": _gpu_bench,
+}
+
+
+def verified_table(data: Mapping[str, Any]) -> str:
+    """Largest relative errors of every seed network: against stored PyTorch outputs, and against a second network."""
+    rows = []
+    for row in data["rows"]:
+        stored = row["stored"]
+        sizes = [f"{one['batch']} x {one['height']} x {one['width']}" for one in row["other"]]
+        worst = [
+            max(max(one[g].values()) for g in ("exported", "folded_and_lowered")) for one in row["other"]
+        ]
+        exported = "-" if stored is None else ", ".join(f"{n} {v:.1e}" for n, v in stored["exported"].items())
+        lowered = "-" if stored is None else f"{max(stored['folded_and_lowered'].values()):.1e}"
+        other = f"{max(worst):.1e}" if worst else "-"
+        rows.append((f"`{row['arch']}`", exported, lowered, ", ".join(sizes) or "-", other))
+    columns = ("architecture", "1 x 128 x 128, 80 classes, as exported", "the same, folded and lowered")
+    columns += ("other sizes, 20 classes", "largest of both graphs and all outputs")
+    return text_table("", columns, rows).markdown() + "\n"
+
+
+def deformable_table(data: Mapping[str, Any]) -> str:
+    """What the form in standard operators costs, beside ONNX Runtime's DeformConv."""
+    random, large = data["random_layers"], data["large_layer"]
+    rows = [
+        (f"{random['count']} random layers, 13 x 12 cells", f"{random['error']:.1e}", "", "", ""),
+        (
+            "one layer, 64 channels on 128 x 128 cells",
+            f"{large['error']:.1e}",
+            _megabytes(large["samples_bytes"]),
+            "",
+            "",
+        ),
+    ]
+    for row in data["networks"]:
+        kept, standard, lowered = row["samples_bytes"], row["standard"], row["lowered"]
+        rows.append(
+            (
+                f"`{row['arch']}`, {len(kept)} layers, 512 x 512",
+                f"{row['error']:.1e}",
+                f"largest {_megabytes(max(kept))}, sum {_megabytes(sum(kept))}",
+                f"{standard['seconds'] * 1e3:.0f} -> {lowered['seconds'] * 1e3:.0f} ms",
+                f"{_megabytes(standard['peak_bytes'])} -> {_megabytes(lowered['peak_bytes'])}",
+            )
+        )
+    columns = ("", "largest difference", "samples written, fp32, batch 1")
+    columns += ("processor time of the network", "peak memory of the process")
+    return text_table("", columns, rows).markdown() + "\n"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def host_overhead_table(data: Mapping[str, Any]) -> str:
+    """What a call costs on the host, in short."""
+    rows = [
+        (
+            cost["call"],
+            f"{cost['host']:.0f}",
+            ", ".join(f"{n} {name}" for name, n in cost["driver_calls"].items()),
+        )
+        for cost in data["costs"]
+    ]
+    return text_table("", ("call", "Python on the host, us", "calls of the driver"), rows).markdown() + "\n"
+
+
+def augmentation_table(data: Mapping[str, Any]) -> str:
+    """AP with each test-time augmentation."""
+    rows = [
+        (
+            "none" if row["tta"] is None else f'`"{row["tta"]}"`',
+            *(f"{row[key]:.3f}" for key in ("ap", "ap50", "ap75")),
+        )
+        for row in data["rows"]
+    ]
+    return text_table("", ("`tta`", "AP", "AP50", "AP75"), rows).markdown() + "\n"
+
+
+PARTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], str]]]] = {
+    "README.md": {
+        "accuracy": ("eval-coco.json", lambda data: model_table(data).markdown() + "\n"),
+        "host decode": ("host.json", lambda data: host_table(data).markdown() + "\n"),
+    },
+    "docs/models.md": {
+        "verified": ("seed-models.json", verified_table),
+        "deformable": ("deformable.json", deformable_table),
+        "builds": ("builds.json", build_table),
+    },
+    "docs/embedding.md": {
+        "host overhead": ("host-overhead.json", host_overhead_table),
+        "augmentation": ("augmentation.json", augmentation_table),
+    },
+}
+"""Page -> name of a part -> its file in benchmarks/results/ and what writes it."""
+
+
+def filled(text: str, name: str, part: str) -> str:
+    """The page with one of its parts made anew.
+
+    Raises:
+        InputError: the page lacks the two comments of the part.
+    """
+    begin, end = f"<!-- {name}: measured -->\n", f"<!-- {name}: end -->\n"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(
+            f"the page does not hold the lines {begin.strip()!r} and {end.strip()!r}, once each",
+            "write them where the measured part belongs",
+        )
+    return f"{text.split(begin)[0]}{begin}{part}{end}{text.split(end)[1]}"
+
+
+def check_real(results: Path) -> None:
+    """Refuse results of the stand-in driver.
+
+    Raises:
+        InputError: there is one.
+    """
+    for path in results.glob("gpu-*.json"):
+        data = read_json(path)
+        device = data.get("device") or data.get("rates", {}).get("device", {})
+        if device.get("name") == STANDIN_NAME:
+            raise InputError(f"{path} was measured on the stand-in driver", "delete it")
 
 
 def write_picture(results: Path, target: Path) -> None:
-    """Draw the first benchmark report as PNG.
-
-    Raises:
-        BackendError: matplotlib is missing.
-        InputError: no report, or the file cannot be written.
-    """
+    """Draw the first benchmark report as PNG."""
     from centernet_trt.evaluation.bench_plots import whole_figure
     from centernet_trt.evaluation.plotting import write_png
 
-    found = _files(results, "bench-")
-    if not found:
-        raise InputError(
-            f"there is no bench-*.json in {results}", "measure first: centernet-trt bench --json"
-        )
-    write_png(whole_figure(read_report(found[0][1])), target, dpi=80)
+    write_png(whole_figure(_reports(results, "bench-")[0][1]), target, dpi=80)
 
 
-def _files(results: Path, prefix: str) -> list[tuple[str, Path]]:
-    """(name, path) of the results of one kind, sorted."""
-    if not results.is_dir():
-        raise InputError(f"there is no folder {results}", "run it in the repository, or give --results")
-    return [(path.stem.removeprefix(prefix), path) for path in sorted(results.glob(f"{prefix}*.json"))]
-
-
-def _reports(results: Path, prefix: str) -> list[tuple[str, BenchReport]]:
-    return [(name, read_report(path)) for name, path in _files(results, prefix)]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a result: {error}", "measure it again") from None
-
-
-def _accuracy(files: Iterable[tuple[str, Path]]) -> Iterable[str]:
-    for name, path in files:
-        data = _read(path)
-        yield f"### {name}\n\n{markdown_page(data if isinstance(data, list) else [data])}"
-
-
-def _verified(files: Iterable[tuple[str, Path]]) -> Iterable[str]:
-    for name, path in files:
-        data = _read(path)
-        yield f"### {name}\n\n{data['candidate']} held to {data['reference']}.\n"
-        for table in (heads_table(data), checks_table(data)):
-            yield f"{table.title}:\n\n{table.markdown()}\n"
-        yield boxes_sentence(data) + "\n"
-        if (drop := data["ap"]) is not None:
-            yield (
-                f"AP {drop['reference_ap']:.4f} and {drop['candidate_ap']:.4f}: a drop of {drop['drop']:+.4f}, paired "
-                f"95 % interval {drop['low']:+.4f} to {drop['high']:+.4f} ({drop['samples']} resamplings of "
-                f"{drop['images']} images).\n"
-            )
-
-
-def _times(reports: list[tuple[str, BenchReport]]) -> Iterable[str]:
-    if reports:
-        yield f"![{reports[0][0]}: latencies, stages, precisions, throughput]({PICTURE.as_posix()})\n"
-    for name, report in reports:
-        machine = report.environment
-        yield f"### {name}\n\n{machine['cpu']}, {machine['cores']} cores, {report.created}.\n"
-        yield f"```sh\n{report.command}\n```\n"
-        if warnings := report.warnings():
-            yield "\n".join(f"- {text}" for text in warnings) + "\n"
-        for table in tables_of(report):
-            yield f"{table.title}:\n\n{table.markdown()}\n"
-        rates = report.rates
-        yield (
-            f"Floor: {rates['bytes_per_second'] / 1e9:.1f} GB/s, {rates['operations_per_second'] / 1e9:.1f} fp32 GFLOP/s "
-            f"({rates['source']}).\n"
-        )
-
-
-def _planted(reports: list[tuple[str, BenchReport]]) -> Iterable[str]:
-    if not reports:
-        return
-    yield (
-        "One bundle three times in turn: as it is, again, and with every stage of its pipeline lengthened by a tenth "
-        "(the network alone is not). The second must not differ; the third must be slower by a tenth.\n"
-    )
-    for name, report in reports:
-        yield f"### {name}\n\n```sh\n{report.command}\n```\n"
-        yield "\n".join(f"- {text}" for text in report.warnings()) + "\n"
-        yield comparison_table(compare_entries(report)).markdown() + "\n"
-
-
-def _compared(files: Iterable[tuple[str, Path]]) -> Iterable[str]:
-    for name, path in files:
-        data = _read(path)
-        rows = [
-            (
-                row["entry"],
-                row["what"],
-                f"{row['a'] * 1e3:.2f}",
-                f"{row['b'] * 1e3:.2f}",
-                f"{row['ratio']['ratio']:.3f}",
-                f"{row['ratio']['low']:.3f} to {row['ratio']['high']:.3f}",
-                row["verdict"],
-            )
-            for row in data["rows"]
-        ]
-        columns = (
-            "bundle",
-            "what",
-            "A, ms",
-            "B, ms",
-            "B / A",
-            f"interval, all at once {data['confidence']:.0%}",
-            "B is",
-        )
-        yield f"### {name}\n\n{text_table('', columns, rows).markdown()}\n"
-        if data["differences"]:
-            yield "\n".join(f"- {text}" for text in data["differences"]) + "\n"
-
-
-def _host(path: Path) -> Iterable[str]:
-    if not path.is_file():
-        return
-    data = _read(path)
-    machine = data["environment"]
-    torch = machine["packages"].get("torch")
-    yield f"{machine['cpu']}, {machine['cores']} cores, PyTorch {torch}; K = {data['decode'][0]['k']}.\n"
-    yield host_benchmark.table(data) + "\n"
-
-
-def _calibration(path: Path) -> Iterable[str]:
-    if not path.is_file():
-        return
-    data = _read(path)
-    machine, search, memory = data["environment"], data["entropy_search"], data["memory"]
-    yield (
-        f"{machine['cpu']}, {machine['cores']} cores; `{data['command']}`. Entropy thresholds of {search['tensors']} "
-        "tensors (2048 bins, 128 levels), processor time; the NumPy loop finds the same ones:\n"
-    )
-    rows = [
-        ("centernet-trt", f"{search['ours_seconds']:.2f}", ""),
-        ("NumPy, candidate by candidate", f"{search['numpy_loop_seconds']:.2f}", search["numpy_loop_ratio"]),
-        (
-            "ONNX Runtime's `get_entropy_threshold`",
-            f"{search['onnxruntime_seconds']:.2f}",
-            search["onnxruntime_ratio"],
-        ),
-    ]
-    yield (
-        text_table("", ("search", "seconds", "ratio"), [tuple(map(str, row)) for row in rows]).markdown()
-        + "\n"
-    )
-    few, many = memory["images"]
-    yield (
-        f"Peak memory of calibrating {many} images: {memory['peak_gib'][1]:.2f} GiB, of {few} images "
-        f"{memory['peak_gib'][0]:.2f} GiB, {memory['ratio']:.2f} times (each in a process of its own).\n"
-    )
-
-
-def main() -> None:
-    """Write the page and its picture."""
+def main(arguments: list[str] | None = None) -> None:
+    """Write all pages; the picture on request, since matplotlib's bytes differ from version to version."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--output", type=Path, default=PAGE)
-    options = parser.parse_args()
-    text = page(options.results)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(text, encoding="utf-8")
-    if _files(options.results, "bench-"):
-        write_picture(options.results, options.output.parent / PICTURE)
-    print(f"written: {options.output}")
+    parser.add_argument("--picture", action="store_true", help=f"draw docs/{PICTURE} too")
+    options = parser.parse_args(arguments)
+    check_real(RESULTS)
+    (ROOT / "docs" / "performance.md").write_text(performance(RESULTS), encoding="utf-8")
+    for page, parts in PARTS.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, (file, write) in parts.items():
+            text = filled(text, name, write(read_json(RESULTS / file)))
+        (ROOT / page).write_text(text, encoding="utf-8")
+    if options.picture:
+        write_picture(RESULTS, ROOT / "docs" / PICTURE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One plan on this GPU, in a process of its own: `python -m centernet_trt.evaluation.gpu.rtx_try BUNDLE PLAN --json FILE`.
+"""One plan on this GPU, in a process of its own: `python benchmarks/rtx_try.py BUNDLE PLAN --json FILE`.
 
-The file is written again after every step, so that a crash leaves how far it came. The bundle's own check of what a plan
-was built for is passed over: here TensorRT itself is asked.
+The file is written again after every step, so that a crash leaves how far it came. The bundle's own check of the GPU that a
+plan was built for is skipped: whether it runs is left to TensorRT.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ import numpy as np
 
 from centernet_trt.errors import BundleError, CenterNetError
 from centernet_trt.evaluation.clock import WHOLE
+from centernet_trt.evaluation.environment import device_record
 from centernet_trt.evaluation.gpu.arrays import DeviceTensor
-from centernet_trt.evaluation.gpu.inspector import inspect_engine
-from centernet_trt.evaluation.gpu.machine import device_record
 from centernet_trt.evaluation.gpu.timer import GpuTimer
 from centernet_trt.evaluation.tensor_error import ErrorSum
 from centernet_trt.evaluation.timing import TimingRules, measure
@@ -29,12 +28,14 @@ from centernet_trt.runtime import trt_log
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.driver import Device, close_all
 from centernet_trt.runtime.executor import allocate_heads
+from centernet_trt.runtime.gpu_memory import tensor_bytes
 from centernet_trt.runtime.onnxruntime_executor import OnnxRuntimeExecutor
 from centernet_trt.runtime.tensorrt_executor import NetworkContext, TensorRTExecutor
-from centernet_trt.runtime.tensorrt_profile import profile_layers
+from centernet_trt.runtime.tensorrt_layers import EngineLayer, parse_layers
 
 STEPS = ("read", "deserialise", "inspect", "context", "run", "compare", "time", "graph", "layers", "done")
 _MOST_LINES = 200
+_MOST_LAYERS = 150
 
 
 class Progress:
@@ -66,7 +67,7 @@ class Progress:
 
 
 def attempt(bundle: EngineBundle, file: str, batch: int, progress: Progress, rules: TimingRules) -> None:
-    """Load the plan, run it on a real batch, hold it to ONNX Runtime, time it.
+    """Load the plan, run it on a real batch, compare it with ONNX Runtime, time it.
 
     Args:
         bundle: of the plan.
@@ -97,7 +98,7 @@ def attempt(bundle: EngineBundle, file: str, batch: int, progress: Progress, rul
 
 
 def _load(bundle: EngineBundle, device: Device) -> TensorRTExecutor:
-    """Load the bundle's only plan, whatever GPU it was built for: TensorRT shall say whether that runs here."""
+    """Load the bundle's only plan, whatever GPU it was built for: whether it runs here is left to TensorRT."""
     info, target = device.info, bundle.manifest.plans[0].target
     if target.startswith("sm_"):
         digits = int(target.removeprefix("sm_"))
@@ -187,9 +188,89 @@ def _graph(timer: GpuTimer, context: NetworkContext, rules: TimingRules) -> dict
 def _layers(executor: TensorRTExecutor, batch: int, height: int, width: int) -> dict[str, Any]:
     """Milliseconds of each layer by TensorRT's profiler, or why there are none."""
     try:
-        return {"ms": {layer.name: layer.ms for layer in profile_layers(executor, batch, height, width)}}
+        return {"ms": profile_layers(executor, batch, height, width)}
     except CenterNetError as error:
         return {"problem": error.message}
+
+
+def profile_layers(
+    executor: TensorRTExecutor, batch: int, height: int, width: int, runs: int = 20
+) -> dict[str, float]:
+    """Mean milliseconds of all layers, in the order they ran, for `batch` images of height x width pixels, all zero.
+
+    TensorRT waits after every layer while it measures, so the sum is more than the network takes; compare layers, not
+    totals.
+
+    Raises:
+        InputError: the shape is outside the profile.
+        BackendError: TensorRT refuses.
+        CudaError: out of memory.
+    """
+    manifest, device = executor.manifest, executor.device
+    stride = manifest.spec.stride
+    sizes = {manifest.input.name: tensor_bytes(manifest.input, batch, height, width)}
+    sizes |= {
+        head.name: tensor_bytes(head, batch, height // stride, width // stride) for head in manifest.heads
+    }
+    made: list[Any] = []
+    times: dict[str, list[float]] = {}
+    try:
+        stream = device.stream()
+        made.append(stream)
+        buffers = {name: device.allocate(size) for name, size in sizes.items()}
+        workspace = device.allocate(executor.workspace_bytes)
+        made += [*buffers.values(), workspace]
+        stream.fill(buffers[manifest.input.name].address, 0, sizes[manifest.input.name])
+        addresses = {name: buffer.address for name, buffer in buffers.items()}
+        context = executor.context((batch, height, width), addresses, workspace.address, stream)
+        made.append(context)
+        context.enqueue(stream)  # the first run compiles and allocates
+        stream.synchronize()
+        context.report_layers_to(_profiler(executor.loaded.module, times))
+        for _ in range(runs):
+            context.enqueue(stream)
+            stream.synchronize()
+    finally:
+        close_all(list(reversed(made)))
+    return {name: sum(values) / runs for name, values in times.items()}
+
+
+def _profiler(module: Any, times: dict[str, list[float]]) -> Any:
+    class Profiler(module.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.IProfiler.__init__(self)  # as TensorRT's documents ask
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times.setdefault(layer_name, []).append(ms)
+
+    return Profiler()
+
+
+def inspect_engine(module: Any, engine: Any) -> dict[str, Any]:
+    """Counts of layers, convolutions and int8 convolutions, and every layer (150 at most); or `problem`.
+
+    Args:
+        module: TensorRT's.
+        engine: deserialised; built with detailed profiling verbosity, or there are only names.
+    """
+    try:
+        text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
+        layers = parse_layers(str(text))
+    except Exception as error:  # noqa: BLE001 - a report only; the probe goes on without it
+        return {"problem": f"{type(error).__name__}: {error}"}
+    convolutions = [layer for layer in layers if "conv" in f"{layer.kind} {layer.name}".lower()]
+    return {
+        "layers": len(layers),
+        "detailed": any(layer.outputs for layer in layers),
+        "convolutions": len(convolutions),
+        "int8_convolutions": sum(map(reads_int8, convolutions)),
+        "told": [asdict(layer) for layer in layers[:_MOST_LAYERS]],
+    }
+
+
+def reads_int8(layer: EngineLayer) -> bool:
+    """Whether any of its inputs is int8; never known from a name alone."""
+    return any("int8" in text.lower() for text in layer.inputs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

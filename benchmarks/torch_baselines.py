@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from kernel_steps import DecodeStep, PreprocessStep
 
 from centernet_trt.errors import BackendError

@@ -2,9 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
+from build_overhead import Overhead, main, report
 from tiny_centernet import save_tiny_model, tiny_spec
-
-from centernet_trt.builder.overhead import Overhead, main, report
 
 
 def test_what_is_compared_with_what() -> None:

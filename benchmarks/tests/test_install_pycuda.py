@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools import install_pycuda
 
-from centernet_trt import install_pycuda
 from centernet_trt.errors import CudaError
 
 

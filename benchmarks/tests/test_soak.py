@@ -1,8 +1,7 @@
 """The verdict of a long run, from samples of free device memory and of the process's memory."""
 
 import pytest
-
-from centernet_trt.evaluation.gpu.soak import judge
+from soak import judge
 
 MIB = 1 << 20
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from centernet_trt.errors import BackendError
-from centernet_trt.evaluation.gpu.kernel_steps import official_spec, random_heads
-from centernet_trt.evaluation.gpu.torch_baselines import (
+from kernel_steps import official_spec, random_heads
+from torch_baselines import (
     EAGER,
     decode_calls,
     preprocess_calls,
     sampling_grid,
     torch_decode,
 )
+
+from centernet_trt.errors import BackendError
 from centernet_trt.runtime.decode import decode
 from centernet_trt.runtime.geometry import place
 from centernet_trt.runtime.preprocess import preprocess
@@ -94,6 +94,6 @@ def test_another_answer_is_not_timed(torch: Any, monkeypatch: pytest.MonkeyPatch
     def wrong(torch: Any, heads: Any, inverse: Any, k: int) -> Any:
         return torch_decode(torch, {**heads, "hm": heads["hm"] - 1}, inverse, k)
 
-    monkeypatch.setattr("centernet_trt.evaluation.gpu.torch_baselines.torch_decode", wrong)
+    monkeypatch.setattr("torch_baselines.torch_decode", wrong)
     with pytest.raises(BackendError, match="away from the host"):
         decode_calls(torch, decoding(), "cpu")

@@ -17,11 +17,10 @@ from centernet_trt.evaluation.bench_report import (
     Series,
     ThroughputRecord,
 )
-from centernet_trt.evaluation.environment import environment
+from centernet_trt.evaluation.environment import device_label, environment
 from centernet_trt.evaluation.floor import stage_costs
 from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
 from centernet_trt.evaluation.gpu.floor import GpuFloor
-from centernet_trt.evaluation.environment import device_label
 from centernet_trt.evaluation.host_pipeline import Picture
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.geometry import place
