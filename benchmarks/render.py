@@ -193,7 +193,7 @@ def _on_gpu(results: Path) -> Iterable[str]:
     for path in sorted(results.glob("gpu-*.json")):
         data = read_json(path)
         kind = data.get("kind") if isinstance(data, dict) else None
-        if kind not in _GPU_PARTS:
+        if not isinstance(kind, str) or kind not in _GPU_PARTS:
             raise InputError(f"{path} is no result of a GPU: its kind is {kind!r}", "measure it again")
         yield f"### {path.stem}\n\n{_link(path)}\n\n```sh\n{data['command']}\n```\n"
         yield _GPU_PARTS[kind](path, data)
@@ -227,8 +227,8 @@ def verified_table(data: Mapping[str, Any]) -> str:
         lowered = "-" if stored is None else f"{max(stored['folded_and_lowered'].values()):.1e}"
         other = f"{max(worst):.1e}" if worst else "-"
         rows.append((f"`{row['arch']}`", exported, lowered, ", ".join(sizes) or "-", other))
-    columns = ("architecture", "1 x 128 x 128, 80 classes, as exported", "the same, folded and lowered")
-    columns += ("other sizes, 20 classes", "largest of both graphs and all outputs")
+    columns = ["architecture", "1 x 128 x 128, 80 classes, as exported", "the same, folded and lowered"]
+    columns += ["other sizes, 20 classes", "largest of both graphs and all outputs"]
     return text_table("", columns, rows).markdown() + "\n"
 
 
@@ -256,8 +256,8 @@ def deformable_table(data: Mapping[str, Any]) -> str:
                 f"{_megabytes(standard['peak_bytes'])} -> {_megabytes(lowered['peak_bytes'])}",
             )
         )
-    columns = ("", "largest difference", "samples written, fp32, batch 1")
-    columns += ("processor time of the network", "peak memory of the process")
+    columns = ["", "largest difference", "samples written, fp32, batch 1"]
+    columns += ["processor time of the network", "peak memory of the process"]
     return text_table("", columns, rows).markdown() + "\n"
 
 

@@ -190,8 +190,8 @@ def _tries_table(rows: Sequence[Row]) -> Table:
         outcome = "runs" if done else f"{row['outcome']} at {row.get('reached', 'start')!r}"
         about = (str(row[key]) for key in ("bundle", "precision", "target", "batch"))
         shown.append((*about, outcome, _first_run(row), _error(row), int8))
-    columns = ("bundle", "precision", "target", "batch", "outcome")
-    columns += ("to the first run, s", "largest error, relative", "int8 convolutions")
+    columns = ["bundle", "precision", "target", "batch", "outcome"]
+    columns += ["to the first run, s", "largest error, relative", "int8 convolutions"]
     return text_table("Tries", columns, shown)
 
 

@@ -74,7 +74,7 @@ def against_torch(name: str) -> list[dict[str, Any]]:
     if importlib.util.find_spec("torch") is None:
         return []
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-    from torch_networks import torch_heads
+    from torch_networks import torch_heads  # type: ignore[import-not-found]
 
     weights = random_weights(ARCHITECTURES[name].network(OTHER_CLASSES).parameters, seed=3)
     rows = []
