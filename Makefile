@@ -29,7 +29,7 @@ install: $(VENV)/.base ## make .venv and install the product
 .PHONY: gpu
 gpu: $(VENV)/.base ## what a GPU needs: CUDA wheels, and PyCUDA where it can be built (no CUDA toolkit needed)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]'
-	$(BIN)/python -m centernet_trt.install_pycuda || echo 'make gpu: without PyCUDA; cuda-bindings serves'
+	$(BIN)/python benchmarks/tools/install_pycuda.py || echo 'make gpu: without PyCUDA; cuda-bindings serves'
 
 .PHONY: demo
 demo: $(VENV)/.base ## build a real face detector, detect in real pictures, write the annotated ones to demo/
@@ -47,28 +47,61 @@ lint: $(VENV)/.dev ## ruff, mypy (strict) and basedpyright
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p centernet_trt
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py benchmarks/tools/*.py
 
 .PHONY: test
 test: lint ## lint, then every test but the slow ones (what CI runs)
-	$(BIN)/python -m pytest -rs -n $(JOBS) -m 'not slow and not gpu' tests
+	$(BIN)/python -m pytest -rs -n $(JOBS) -m 'not slow and not gpu'
 
 .PHONY: test-all
 test-all: lint ## every test
-	$(BIN)/python -m pytest -rs -n $(JOBS) tests
+	$(BIN)/python -m pytest -rs -n $(JOBS)
 
-# On a machine with a GPU. GPU_PYTHON=python3 takes that Python as it is, with no environment of ours and nothing installed;
-# STEPS=a,b chooses steps; GPU_ARGS are further options of evaluation/gpu/steps.py.
+.PHONY: docs-check
+docs-check: $(VENV)/.dev ## the measured parts of the pages are what benchmarks/results/ says
+	PYTHONPATH=$(CURDIR)/src $(BIN)/python benchmarks/render.py
+	git diff --exit-code docs README.md
+
+# On a machine with a GPU. GPU_PYTHON=python3 takes that Python as it is, with no environment of ours and nothing installed.
 GPU_PYTHON ?= $(BIN)/python
 GPU_NEEDS := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
-GPU_STEPS = PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m centernet_trt.evaluation.gpu.steps
+GPU_RUN = PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} timeout --kill-after=30 $(1) $(GPU_PYTHON)
+# Warnings of other versions of other packages are no failures here.
+GPU_PYTEST = -m pytest -q -rs -m gpu -W default -p no:cacheprovider
+BUNDLES ?= $(patsubst %/manifest.json,%,$(wildcard engines/*/manifest.json))
+# Where the results go; a dry run on a stand-in is refused in benchmarks/results.
+GPU_RESULTS ?= benchmarks/results
 
 .PHONY: gpu-test
 gpu-test: $(GPU_NEEDS) ## the tests that need a GPU, and compute-sanitizer where it is installed
-	$(GPU_STEPS) test $(if $(STEPS),--steps $(STEPS)) $(GPU_ARGS)
+	$(call GPU_RUN,1200) $(GPU_PYTEST) tests/gpu
+	if command -v compute-sanitizer; then $(MAKE) gpu-memcheck gpu-racecheck gpu-initcheck; fi
+
+# Under a sanitizer a kernel takes tens of times as long: both types, one map, and a replayed graph.
+SANITIZED := (order_and_ties and 100 and noise) or (test_preprocess and official) or captured_graph
+
+.PHONY: gpu-memcheck gpu-racecheck gpu-initcheck
+gpu-memcheck gpu-racecheck gpu-initcheck: gpu-%: $(GPU_NEEDS)
+	PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} timeout --kill-after=30 900 compute-sanitizer --tool $* \
+	  --error-exitcode 97 --target-processes all $(GPU_PYTHON) $(GPU_PYTEST) tests/gpu/test_kernels.py -k '$(SANITIZED)'
 
 .PHONY: gpu-bench
-gpu-bench: $(GPU_NEEDS) ## every measurement that needs a GPU, into evaluation/results/
-	$(GPU_STEPS) bench $(if $(STEPS),--steps $(STEPS)) $(GPU_ARGS)
+gpu-bench: $(GPU_NEEDS) ## every measurement that needs a GPU, into benchmarks/results/; -k goes on after a failure
+	$(MAKE) -k gpu-bench-kernels gpu-bench-rtx gpu-bench-soak gpu-bench-bundles
+
+.PHONY: gpu-bench-kernels gpu-bench-rtx gpu-bench-soak gpu-bench-bundles
+gpu-bench-kernels:
+	$(call GPU_RUN,300) benchmarks/kernels.py --json $(GPU_RESULTS)/gpu-kernels.json $(GPU_ARGS)
+gpu-bench-rtx:
+	$(call GPU_RUN,1800) benchmarks/rtx_probe.py $(BUNDLES) --arch res_18 --keep build/gpu --json $(GPU_RESULTS)/gpu-rtx.json $(GPU_ARGS)
+gpu-bench-soak:
+	$(call GPU_RUN,600) benchmarks/soak.py $(firstword $(BUNDLES)) --json $(GPU_RESULTS)/gpu-soak.json $(GPU_ARGS)
+gpu-bench-bundles:
+	$(if $(BUNDLES),,$(error no bundle is in engines/: build one, or name some with BUNDLES='DIR ...'))
+	$(call GPU_RUN,600) -m centernet_trt.cli bench $(BUNDLES) --backend tensorrt --input pinned --l2 warm --max-images 3 \
+	  --threads 1,2,4 --batches 1,8 --json $(GPU_RESULTS)/gpu-bench-warm.json
+	$(call GPU_RUN,600) -m centernet_trt.cli bench $(BUNDLES) --backend tensorrt --input pinned --l2 cold --max-images 3 \
+	  --latency-only --json $(GPU_RESULTS)/gpu-bench-cold.json
 
 .PHONY: clean
 clean: ## remove what the targets made (not the cache of downloaded models)

@@ -16,7 +16,6 @@ from centernet_trt.cli.bench_gpu import (
     CacheChoice,
     GpuChoices,
     InputChoice,
-    check_written,
     gpu_options,
     runs_on_gpu,
 )
@@ -170,7 +169,6 @@ def bench_command(
             )
         sizes = () if latency_only else _numbers(batches)
         gpu = gpu_options(choices, options.rules, sizes, options.in_flight, paths)
-        check_written(json_file, choices)
         _measure(_gpu_run(loaded, paths, gpu), json_file, png, html)
         return
     if (l2, source_memory, graph) != (CacheChoice.warm, InputChoice.pageable, True):

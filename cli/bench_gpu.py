@@ -127,21 +127,6 @@ def gpu_options(
     )
 
 
-def check_written(json_file: Path | None, choices: GpuChoices) -> None:
-    """Keep what no GPU measured out of the folder of results.
-
-    Raises:
-        InputError: the file would go there, and the driver is the tests' stand-in.
-        CudaError: there is no such GPU.
-    """
-    from centernet_trt.evaluation.gpu.machine import check_target
-    from centernet_trt.runtime.driver import find_device
-    from centernet_trt.runtime.driver_cuda_bindings import CudaBindings
-
-    if json_file is not None:
-        check_target(json_file, {"name": find_device(CudaBindings(), _device(choices)).name})
-
-
 def _device(choices: GpuChoices) -> int | str:
     if not choices.device:
         raise InputError("--device is empty", "name a GPU by its number or UUID")

@@ -1,5 +1,6 @@
 """`centernet-trt eval`: COCO mAP of bundles, and one table of all that people ask of a model."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +16,17 @@ from centernet_trt.cli.files import write_text
 if TYPE_CHECKING:
     from centernet_trt.evaluation.coco import CocoGroundTruth
     from centernet_trt.runtime.bundle import EngineBundle
+    from centernet_trt.runtime.tta import TestTimeAugmentation
 
 Row = dict[str, Any]
+
+
+class TtaChoice(StrEnum):
+    """Test-time augmentation by name, as `Detector.detect` takes it."""
+
+    flip = "flip"
+    multiscale = "multiscale"
+    flip_multiscale = "flip+multiscale"
 
 
 def eval_command(
@@ -33,6 +43,14 @@ def eval_command(
             "--official-rounding", help="Round boxes and scores to two decimals, as published figures."
         ),
     ] = False,
+    tta: Annotated[
+        TtaChoice | None,
+        typer.Option(help="Test-time augmentation, as `Detector.detect(tta=)`; such a run is not timed."),
+    ] = None,
+    tta_scales: Annotated[
+        str | None,
+        typer.Option(metavar="S,S,...", help="Scales of a multi-scale --tta, in place of the official ones."),
+    ] = None,
     time: Annotated[
         bool, typer.Option(help="Measure the time an image, in fast mode, as `bench` does.")
     ] = True,
@@ -49,18 +67,20 @@ def eval_command(
     from centernet_trt.evaluation.model_table import markdown_page, unstable_times
     from centernet_trt.runtime.bundle import EngineBundle
 
+    augmentation = _augmentation(tta, tta_scales)
     truth = CocoGroundTruth(annotations, images)
     loaded = [EngineBundle.load(folder) for folder in bundles]
     _check_same_classes(loaded)
     with progress_bar() as progress:
-        found = [_detect(bundle, truth, backend, mode, rounding, progress) for bundle in loaded]
+        found = [_detect(bundle, truth, backend, mode, rounding, augmentation, progress) for bundle in loaded]
         results = [
-            _result(bundle, truth, mode, rounding, *rest) for bundle, rest in zip(loaded, found, strict=True)
+            _result(bundle, truth, mode, rounding, augmentation, *rest)
+            for bundle, rest in zip(loaded, found, strict=True)
         ]
         first, _ = found[0]
         for result, (rows, _) in zip(results[1:], found[1:], strict=True):
             result["ap_drop"] = _drop(truth, first, rows, progress)
-        if time:
+        if time and augmentation is None:  # what `bench` times is one run of the network
             for result, measured in zip(results, _times(loaded, truth, progress), strict=True):
                 result["time"] = measured
     _show(results)
@@ -70,6 +90,27 @@ def eval_command(
         write_text(markdown, markdown_page(results))
     if json_file is not None:
         write_json(json_file, results if len(results) > 1 else results[0])
+
+
+def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugmentation | None":
+    from centernet_trt.errors import InputError
+    from centernet_trt.runtime.tta import TestTimeAugmentation, augmentation_of
+
+    if tta is None:
+        if scales is not None:
+            raise InputError("--tta-scales needs --tta", "add --tta multiscale or --tta flip+multiscale")
+        return None
+    if scales is None:
+        return augmentation_of(tta.value)
+    if tta is TtaChoice.flip:
+        raise InputError(
+            "--tta flip runs one scale, and --tta-scales is given", "use --tta flip+multiscale with scales"
+        )
+    try:
+        numbers = tuple(float(part) for part in scales.split(","))
+    except ValueError:
+        raise InputError(f"--tta-scales is {scales!r}, expected numbers such as 0.5,1,1.5") from None
+    return TestTimeAugmentation(flip=tta is TtaChoice.flip_multiscale, scales=numbers)
 
 
 def _check_same_classes(bundles: "list[EngineBundle]") -> None:
@@ -86,6 +127,7 @@ def _detect(
     backend: BackendChoice,
     mode: ModeChoice,
     rounding: bool,
+    tta: "TestTimeAugmentation | None",
     progress: Progress,
 ) -> tuple[list[Row], str]:
     """COCO rows of every annotated image, and the detector's note."""
@@ -95,7 +137,8 @@ def _detect(
     total = len(truth.images)
     with Detector.load(bundle, backend=backend.value, mode=mode.value) as detector:
         task = progress.add_task(f"{bundle.manifest.name}: detecting in {total} images", total=total)
-        rows = coco_rows(detect_all(detector, truth, lambda done, _: progress.update(task, completed=done)))
+        update = lambda done, _: progress.update(task, completed=done)
+        rows = coco_rows(detect_all(detector, truth, update, tta))
         return (official_rounding(rows) if rounding else rows), detector.note
 
 
@@ -104,6 +147,7 @@ def _result(
     truth: "CocoGroundTruth",
     mode: ModeChoice,
     rounding: bool,
+    tta: "TestTimeAugmentation | None",
     rows: list[Row],
     note: str,
 ) -> Row:
@@ -119,6 +163,7 @@ def _result(
         "executor": note or "TensorRT",
         "mode": mode.value,
         "official_rounding": rounding,
+        "tta": None if tta is None else {"flip": tta.flip, "scales": list(tta.scales)},
         "input": f"{width}x{height}",
         "multiply_adds": work and work[0],
         "parameters": work and work[1],

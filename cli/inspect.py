@@ -26,14 +26,10 @@ def inspect_command(
         Path, typer.Argument(metavar="MODEL.onnx|BUNDLE", help="An ONNX file or a bundle's folder.")
     ],
     layers: Annotated[bool, typer.Option("--layers", help="List every layer of a bundle.")] = False,
-    picture: Annotated[
-        Path | None,
-        typer.Option("--png", metavar="FILE", help="Draw the pipeline of a bundle, image to boxes."),
-    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it there.")] = None,
 ) -> None:
     """Show what a graph is taken for and why, or what a bundle holds and how it was made."""
-    data = _inspect_bundle(path, layers, picture) if path.is_dir() else _inspect_model(path)
+    data = _inspect_bundle(path, layers) if path.is_dir() else _inspect_model(path)
     if json_file is not None:
         write_json(json_file, data)
 
@@ -94,7 +90,7 @@ def _complexity(model: "ModelProto", size: tuple[int, int]) -> str:
     )
 
 
-def _inspect_bundle(path: Path, layers: bool, picture: Path | None) -> dict[str, Any]:
+def _inspect_bundle(path: Path, layers: bool) -> dict[str, Any]:
     import onnx
 
     from centernet_trt.cli.build import show_bundle
@@ -122,11 +118,6 @@ def _inspect_bundle(path: Path, layers: bool, picture: Path | None) -> dict[str,
         out.print(_layer_table(rows))
         if made:
             out.print(_engine_table(made))
-    if picture is not None:
-        from centernet_trt.cli.pipeline_picture import draw_pipeline
-
-        draw_pipeline(bundle, picture)
-        out.print(f"written: {picture}", highlight=False)
     engine = None if made is None else [asdict(layer) for layer in made]
     return {"manifest": manifest.model_dump(mode="json", by_alias=True), "layers": rows, "engine": engine}
 

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from centernet_trt.errors import BackendError
 from centernet_trt.evaluation.clock import WHOLE, Now
-from centernet_trt.evaluation.host_benchmark import K, official_decode
 from centernet_trt.evaluation.host_pipeline import Heads, HostPipeline, Picture
 from centernet_trt.evaluation.timing import Sample, Subject
 from centernet_trt.runtime.onnxruntime_executor import open_session
@@ -19,6 +18,20 @@ from centernet_trt.runtime.peaks import find_peaks, score_of
 SOURCE_GRAPH = "source graph, plain ONNX Runtime"
 TORCH_EAGER = "official peaks and top K, PyTorch eager"
 TORCH_COMPILE = "official peaks and top K, torch.compile"
+K = 100
+
+
+def official_decode(torch: Any, heat: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Scores and flat indices of the best K, by the steps of the official code: sigmoid, 3x3 max-pool, two top-Ks."""
+    heat = heat.sigmoid()
+    pooled = torch.nn.functional.max_pool2d(heat, 3, stride=1, padding=1)
+    heat = heat * (pooled == heat).float()
+    classes, cells = heat.shape[1], heat.shape[2] * heat.shape[3]
+    scores, index = torch.topk(heat.view(1, classes, -1), min(K, cells))
+    best, place_of = torch.topk(scores.view(1, -1), K)
+    label = torch.div(place_of, scores.shape[2], rounding_mode="floor")
+    flat = label * cells + index.view(1, -1).gather(1, place_of)
+    return best[0].numpy(), flat[0].numpy()
 
 
 def rotating(functions: Sequence[Callable[[], object]], now: Now = time.perf_counter) -> Subject:

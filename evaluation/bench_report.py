@@ -1,4 +1,4 @@
-"""The benchmark's report: every sample, and everything about how it was taken (`schema` 1 of kind `bench`)."""
+"""The benchmark's report: every sample, and everything about how it was taken (`schema` 2 of kind `bench`; 1 is read too)."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from centernet_trt.evaluation.timing_statistics import (
 )
 from centernet_trt.runtime.presets import describe_validation
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 NETWORK_ALONE = "network alone"
 """The network and nothing else, on prepared tensors: the name of that series in every report."""
 
@@ -137,7 +137,7 @@ class Entry(ReportModel):
 
     `pipeline`: one image in flight, by stage. `alone`: other things of one stage, by name: the network without the
     rest (trtexec's figure), and baselines. `cold`: see `cold_start`. `inputs`: network inputs, as WIDTHxHEIGHT.
-    `staged`: on a GPU, the stages by CUDA events, a second series without the CUDA graph. `targets`: see `gpu.targets`.
+    `staged`: on a GPU, the stages by CUDA events, a second series without the CUDA graph.
     """
 
     name: str
@@ -155,7 +155,6 @@ class Entry(ReportModel):
     cold: tuple[dict[str, float], ...] = ()
     floors: dict[str, FloorRecord] = {}
     staged: Series | None = None
-    targets: tuple[dict[str, str], ...] = ()
 
 
 class Rules(ReportModel):
@@ -190,7 +189,7 @@ class ImageRecord(ReportModel):
 class BenchReport(ReportModel):
     """A whole run of the benchmark."""
 
-    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal[2] = Field(default=SCHEMA, alias="schema")
     kind: Literal["bench"] = "bench"
     created: str
     command: str
@@ -248,12 +247,27 @@ def read_report(path: Path) -> BenchReport:
         raise InputError(f"cannot read the report {path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("kind") != "bench" or data.get("schema") != SCHEMA:
+    if not isinstance(data, dict) or data.get("kind") != "bench" or data.get("schema") not in (1, SCHEMA):
         raise InputError(
-            f"{path} is not a bench report of schema {SCHEMA}",
+            f"{path} is not a bench report of schema 1 or {SCHEMA}",
             "make one: centernet-trt bench BUNDLE --json FILE",
         )
     try:
-        return BenchReport.model_validate(data)
+        return BenchReport.model_validate(_as_current(data))
     except ValidationError as error:
         raise InputError(f"{path} is not a valid bench report:\n{describe_validation(error)}") from None
+
+
+def _as_current(data: dict[str, Any]) -> dict[str, Any]:
+    """A report of schema 1 in the form of schema 2, which no longer holds verdicts on this project's own goals."""
+    if data["schema"] == SCHEMA:
+        return data
+    entries = data.get("entries")
+    if isinstance(entries, list):
+        entries = [
+            {key: value for key, value in entry.items() if key != "targets"}
+            if isinstance(entry, dict)
+            else entry
+            for entry in entries
+        ]
+    return {**data, "schema": SCHEMA, "entries": entries}

@@ -6,7 +6,6 @@ from dataclasses import replace
 from centernet_trt.evaluation.bench_compare import Comparison, compare_entries
 from centernet_trt.evaluation.bench_report import BenchReport, Entry, Series, ThroughputRecord
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu.targets import targets_table
 from centernet_trt.evaluation.tables import Cell, Table
 from centernet_trt.evaluation.timing_statistics import summarise
 
@@ -27,8 +26,6 @@ def tables_of(report: BenchReport) -> list[Table]:
         tables.append(latency_table(entry))
         if entry.throughput:
             tables.append(throughput_table(entry))
-        if entry.targets:
-            tables.append(targets_table(entry.targets))
     return tables
 
 

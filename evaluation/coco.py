@@ -12,6 +12,7 @@ from centernet_trt.errors import InputError, SpecError
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.detector import Detector
 from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.tta import Augmentation
 
 # The order of pycocotools' COCOeval.stats for boxes.
 _STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -154,7 +155,10 @@ def check_categories(spec: ModelSpec, truth: CocoGroundTruth) -> None:
 
 
 def detect_all(
-    detector: Detector, truth: CocoGroundTruth, progress: Callable[[int, int], None] | None = None
+    detector: Detector,
+    truth: CocoGroundTruth,
+    progress: Callable[[int, int], None] | None = None,
+    tta: Augmentation | None = None,
 ) -> dict[int, Detections]:
     """Detections of every annotated image, by image id: no threshold, the spec's top K.
 
@@ -162,6 +166,7 @@ def detect_all(
         detector: a loaded detector.
         truth: names the images.
         progress: called with (images done, images in all).
+        tta: test-time augmentation, as for `Detector.detect`.
 
     Raises:
         SpecError: the spec's classes are not those of the annotations.
@@ -172,7 +177,7 @@ def detect_all(
     for done, image in enumerate(truth.images):
         if progress is not None:
             progress(done, len(truth.images))
-        found[image.id] = detector.detect(image.path, threshold=0.0)
+        found[image.id] = detector.detect(image.path, threshold=0.0, tta=tta)
     if progress is not None:
         progress(len(truth.images), len(truth.images))
     return found

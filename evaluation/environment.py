@@ -5,7 +5,16 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from centernet_trt.errors import CudaError
+
+if TYPE_CHECKING:
+    from centernet_trt.runtime.driver import Device
+
+STANDIN_NAME = "stand-in"
+"""The name by which the tests' driver over host memory calls its device."""
+_L2_CACHE_SIZE = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
 
 # Every package whose version can change a result or a time.
 PACKAGES = (
@@ -93,6 +102,46 @@ def query_driver() -> Driver:
     cuda.cuDeviceGetCount(ctypes.byref(count))
     gpus = tuple(_gpu(cuda, index) for index in range(count.value))
     return Driver(supported, gpus, "" if gpus else "the driver shows no GPU (CUDA_VISIBLE_DEVICES?)")
+
+
+def device_label(record: dict[str, Any]) -> str:
+    """The device's name for tables and headings; what is no GPU cannot be taken for one."""
+    if record["name"] != STANDIN_NAME:
+        return str(record["name"])
+    return "STAND-IN DRIVER, no GPU: these times mean nothing"
+
+
+def l2_bytes(device: "Device") -> int:
+    """Size of the device's L2 cache in bytes.
+
+    Raises:
+        CudaError: the driver does not report it.
+    """
+    from cuda.bindings import driver
+
+    attribute = driver.CUdevice_attribute(_L2_CACHE_SIZE)
+    status, size = driver.cuDeviceGetAttribute(attribute, device.info.index)
+    if int(status) != 0 or size <= 0:
+        raise CudaError(
+            f"the driver does not report the size of the L2 cache: {status.name}, {size}",
+            "measure with a warm L2 cache only",
+        )
+    return int(size)
+
+
+def device_record(device: "Device") -> dict[str, Any]:
+    """What a measurement records about its GPU: name, size, driver, and the binding used."""
+    info = device.info
+    return {
+        "name": info.name,
+        "real": info.name != STANDIN_NAME,
+        "compute_capability": list(info.capability),
+        "multiprocessors": info.multiprocessors,
+        "memory": info.memory,
+        "l2_bytes": l2_bytes(device),
+        "driver_cuda": [info.driver_version // 1000, info.driver_version % 1000 // 10],
+        "binding": device.binding.name,
+    }
 
 
 def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:

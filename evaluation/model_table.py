@@ -39,6 +39,9 @@ def markdown_page(results: Sequence[dict[str, Any]]) -> str:
     said = [f"On {table.title}. Accuracy: {first['executor']}."]
     if first["official_rounding"]:
         said.append("Boxes and scores rounded to two decimals, as published figures were.")
+    if (tta := first.get("tta")) is not None:  # results of before have no such key
+        scales = ", ".join(f"{scale:g}" for scale in tta["scales"])
+        said.append(f"Test-time augmentation: {'flip, ' if tta['flip'] else ''}scales {scales}.")
     timed = next((result["time"] for result in results if result["time"] is not None), None)
     if timed is not None:
         said.append(

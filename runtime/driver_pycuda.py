@@ -21,7 +21,7 @@ from centernet_trt.runtime.driver_binding import Dimensions, Handle
 from centernet_trt.runtime.driver_cuda_bindings import CudaBindings
 from centernet_trt.runtime.driver_errors import DriverError
 
-_INSTALL = "install it: make gpu, or python -m centernet_trt.install_pycuda; or use binding='cuda-bindings'"
+_INSTALL = "install it: make gpu in a checkout of the repository; or use binding='cuda-bindings'"
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _HOST_BYTE = ctypes.c_char
 

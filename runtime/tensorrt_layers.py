@@ -19,11 +19,13 @@ class EngineLayer:
         name: by TensorRT.
         kind: TensorRT's word for what it does; empty where it does not say.
         outputs: type and memory format of each result, such as `Half NCHW`, as TensorRT writes it.
+        inputs: the same of what it reads.
     """
 
     name: str
     kind: str = ""
     outputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 def engine_layers(
@@ -75,7 +77,9 @@ def parse_layers(text: str) -> list[EngineLayer]:
 def _layer(row: Any) -> EngineLayer:
     if isinstance(row, str):
         return EngineLayer(row)
-    outputs = (
-        str(out.get("Format/Datatype") or out.get("Datatype") or "?") for out in row.get("Outputs", ())
-    )
-    return EngineLayer(row["Name"], str(row.get("LayerType", "")), tuple(outputs))
+    kind = str(row.get("LayerType", ""))
+    return EngineLayer(row["Name"], kind, _formats(row.get("Outputs", ())), _formats(row.get("Inputs", ())))
+
+
+def _formats(tensors: Any) -> tuple[str, ...]:
+    return tuple(str(one.get("Format/Datatype") or one.get("Datatype") or "?") for one in tensors)

@@ -1,4 +1,4 @@
-"""Writes what an int8 build leaves in its bundle beside the graph: record, cache, report, table and picture."""
+"""Writes what an int8 build leaves in its bundle beside the graph: record, cache, report, and table."""
 
 import json
 from pathlib import Path
@@ -7,21 +7,18 @@ from centernet_trt.builder.calibration.trt_cache import format_cache
 from centernet_trt.builder.quantise.int8 import Int8Result
 from centernet_trt.builder.quantise.layers import Rules
 from centernet_trt.builder.quantise.measured import Measured
-from centernet_trt.builder.quantise.picture import histogram_picture
 from centernet_trt.builder.quantise.placement import activation_scale
 from centernet_trt.builder.quantise.report import markdown, report
 from centernet_trt.runtime.manifest import CalibrationSummary
 
 __all__ = ["summary", "write_int8"]
 
-_PANELS = 8
-
 
 def write_int8(folder: Path, result: Int8Result, measured: Measured | None = None) -> list[Path]:
     """Write the files into a bundle's folder; their paths.
 
     `calibration.json` the record, `calibration.cache` the scales of the int8 tensors as TensorRT's text cache,
-    `int8.json` the report with the search log, `int8.md` its table, `histograms.svg` the worst tensors.
+    `int8.json` the report with the search log, `int8.md` its table.
     """
     data = report(result, measured)
     texts = {
@@ -29,7 +26,6 @@ def write_int8(folder: Path, result: Int8Result, measured: Measured | None = Non
         "calibration.cache": format_cache(_scales(result)),
         "int8.json": json.dumps(data, indent=1) + "\n",
         "int8.md": markdown(data),
-        "histograms.svg": _picture(result),
     }
     paths = []
     for name, text in texts.items():
@@ -62,15 +58,3 @@ def _scales(result: Int8Result) -> dict[str, float]:
         unit.tensor: activation_scale(result.search.thresholds[unit.tensor], rules)
         for unit in result.search.chosen
     }
-
-
-def _picture(result: Int8Result) -> str:
-    """The tensors whose readers cost most, alone in int8; without single damages, those of the lowest SQNR."""
-    tensors = result.record.tensors
-    probes = sorted(result.search.probes, key=lambda probe: -probe.damage.loss)
-    names = [probe.unit.tensor for probe in probes]
-    if not names:
-        known = [unit.tensor for unit in result.search.chosen]
-        method = result.options.method
-        names = sorted(known, key=lambda name: tensors[name].signal_to_noise.get(method) or float("inf"))
-    return histogram_picture([(name, tensors[name]) for name in names[:_PANELS]], "worst tensors for int8")

@@ -133,8 +133,6 @@ def markdown(data: Mapping[str, Any]) -> str:
         ),
         *(f"- note: {note}" for note in data["notes"]),
         "",
-        "![histograms](histograms.svg)",
-        "",
         *_table(data["layers"]),
     ]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from centernet_trt.evaluation.bench import PIPELINE, Counter
 from centernet_trt.evaluation.bench_report import BenchReport, Series
 from centernet_trt.evaluation.clock import WHOLE
 from centernet_trt.evaluation.cold_start import cold_start
+from centernet_trt.evaluation.environment import device_record
 from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
 from centernet_trt.evaluation.gpu.entries import (
     HOST_CPU,
@@ -30,7 +31,6 @@ from centernet_trt.evaluation.gpu.entries import (
     report_of,
 )
 from centernet_trt.evaluation.gpu.floor import measure_floor
-from centernet_trt.evaluation.gpu.machine import device_record
 from centernet_trt.evaluation.gpu.stages import NetworkAlone, StagedPipeline, given_as
 from centernet_trt.evaluation.gpu.throughput import throughput
 from centernet_trt.evaluation.gpu.timer import CacheState, GpuTimer

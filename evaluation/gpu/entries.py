@@ -17,12 +17,10 @@ from centernet_trt.evaluation.bench_report import (
     Series,
     ThroughputRecord,
 )
-from centernet_trt.evaluation.environment import environment
+from centernet_trt.evaluation.environment import device_label, environment
 from centernet_trt.evaluation.floor import stage_costs
 from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
 from centernet_trt.evaluation.gpu.floor import GpuFloor
-from centernet_trt.evaluation.gpu.machine import device_label
-from centernet_trt.evaluation.gpu.targets import Judged, judge_bundle
 from centernet_trt.evaluation.host_pipeline import Picture
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.geometry import place
@@ -86,24 +84,7 @@ def entry_of(measured: Measured, run: Run, counter: Counter | None, notes: list[
         throughput=tuple(measured.throughput),
         cold=tuple(measured.cold),
         floors=floors,
-        targets=tuple(row.to_json() for row in _judged(measured, run)),
     )
-
-
-def _judged(measured: Measured, run: Run) -> list[Judged]:
-    medians = {name: found.summary().p50 for name, found in measured.series.items()}
-    best: dict[int, float] = {}
-    for row in measured.throughput:
-        if row.way == "call" and network_name(row.batch) in medians:
-            best[row.batch] = max(best.get(row.batch, 0.0), row.rate)
-    figures = {
-        "input": run.options.input,
-        "whole": medians[PIPELINE],
-        "network": medians[NETWORK_ALONE],
-        "host_cpu": medians[HOST_CPU],
-        "throughput": {batch: rate * medians[network_name(batch)] / batch for batch, rate in best.items()},
-    }
-    return judge_bundle(run.record, measured.name, figures)
 
 
 def _floors(

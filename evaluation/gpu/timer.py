@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu.machine import l2_bytes
+from centernet_trt.evaluation.environment import l2_bytes
 from centernet_trt.evaluation.gpu.probes import ProbeKernels
 from centernet_trt.evaluation.timing import Sample, Subject
 from centernet_trt.runtime.driver import Device, close_all

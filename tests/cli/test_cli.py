@@ -132,13 +132,10 @@ def test_inspect_a_graph_and_a_bundle(run: Any, tmp_path: Path) -> None:
         "--width",
         "32:64:64",
     )
-    done = run(
-        "inspect", tmp_path / "b", "--layers", "--png", tmp_path / "p.png", "--json", tmp_path / "b.json"
-    )
+    done = run("inspect", tmp_path / "b", "--layers", "--json", tmp_path / "b.json")
     assert done.code == 0, done.err
     assert "layers, precision as requested: 3 fp16" in done.out
     assert "shows on a GPU only" in done.err
-    assert cv2.imread(str(tmp_path / "p.png")) is not None
     assert len(json.loads((tmp_path / "b.json").read_text())["layers"]) == 3
 
 

@@ -27,7 +27,7 @@ def test_a_report_survives_its_file(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "not a bench report"),
-        ('{"kind": "bench", "schema": 2}', "not a bench report of schema 1"),
+        ('{"kind": "bench", "schema": 3}', "not a bench report of schema 1 or 2"),
         ('{"kind": "bench", "schema": 1}', "not a valid bench report"),
     ],
 )
@@ -38,6 +38,21 @@ def test_other_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
         read_report(path)
     with pytest.raises(InputError, match="cannot read"):
         read_report(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("targets", [[], [{"target": "t", "wanted": "w", "found": "f", "verdict": "met"}]])
+def test_a_report_of_schema_1_is_compared_without_its_targets(tmp_path: Path, targets: list[Any]) -> None:
+    report = made_up_report([made_up_entry("one", 1)])
+    old = report.to_json() | {"schema": 1}
+    old["entries"][0]["targets"] = targets
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old))
+    assert read_report(path) == report
+    assert all(row.ratio.ratio == 1 for row in compare_reports(read_report(path), report).rows)
+    # A report of today has no such field.
+    path.write_text(json.dumps(old | {"schema": 2}))
+    with pytest.raises(InputError, match="targets"):
+        read_report(path)
 
 
 def cut(entry: dict[str, Any]) -> None:

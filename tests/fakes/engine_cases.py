@@ -26,7 +26,6 @@ from centernet_trt.runtime.geometry import place
 from centernet_trt.runtime.preprocess import preprocess
 from centernet_trt.runtime.tensorrt_engine import load_engine
 from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
-from centernet_trt.runtime.tensorrt_profile import profile_layers
 
 
 @pytest.fixture
@@ -180,23 +179,6 @@ def test_the_executor_alone(tmp_path: Path, faults: Faults, device: Device) -> N
     executor.close()
     with pytest.raises(BackendError, match="the executor is closed"):
         executor.run({"image": cuda_array(memory["image"], (1, 3, 32, 32))}, outputs, stream)
-
-
-def test_times_of_the_layers(tmp_path: Path, faults: Faults, device: Device) -> None:
-    executor = TensorRTExecutor(bundle_of(tmp_path), device)
-    before = device.open_resources
-    times = profile_layers(executor, 2, 64, 96, runs=3)
-    assert [time.name for time in times] == ["hm", "wh", "reg"]
-    assert all(time.ms == 0.25 for time in times)
-    assert device.open_resources == before
-    assert faults.enqueues == 4
-    faults.refuse_enqueue = 1
-    with pytest.raises(BackendError, match="refuses to run an input of 2x3x64x96"):
-        profile_layers(executor, 2, 64, 96)
-    with pytest.raises(InputError, match="runs is 0"):
-        profile_layers(executor, 2, 64, 96, runs=0)
-    assert device.open_resources == before
-    executor.close()
 
 
 def test_the_compiled_kernels_are_kept(tmp_path: Path, faults: Faults) -> None:

@@ -7,7 +7,6 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,25 +23,18 @@ from centernet_trt.evaluation.bench_plots import whole_figure
 from centernet_trt.evaluation.bench_report import BenchReport
 from centernet_trt.evaluation.bench_tables import tables_of
 from centernet_trt.evaluation.clock import WHOLE
-from centernet_trt.evaluation.gpu import kernels, soak
 from centernet_trt.evaluation.gpu.arrays import DeviceTensor
 from centernet_trt.evaluation.gpu.bench import product_subject, run_gpu_bench
 from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
-from centernet_trt.evaluation.gpu.floor import GpuFloor, copy_on_device, measure_floor
-from centernet_trt.evaluation.gpu.kernel_steps import DecodeStep, PreprocessStep
-from centernet_trt.evaluation.gpu.machine import device_record, result
-from centernet_trt.evaluation.gpu.mixed import MixedPipeline, measure_mixed
-from centernet_trt.evaluation.gpu.rtx_try import Progress, attempt
+from centernet_trt.evaluation.gpu.floor import copy_on_device, measure_floor
 from centernet_trt.evaluation.gpu.stages import STAGES, NetworkAlone, StagedPipeline, given_as
 from centernet_trt.evaluation.gpu.timer import GpuTimer
 from centernet_trt.evaluation.host_pipeline import Picture, load_pictures
-from centernet_trt.evaluation.performance_page import page
 from centernet_trt.evaluation.timing import TimingRules
 from centernet_trt.runtime import Detector
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.driver import Device
-from centernet_trt.runtime.gpu_kernels import Kernels
 from centernet_trt.runtime.gpu_options import GpuOptions
 
 SHORT = TimingRules(0.0, 0.02, 3, 3, allow_short=True)
@@ -163,77 +155,6 @@ def test_arrays_there_and_back(device: Device) -> None:
         two.close()
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-def test_the_kernels_are_held_to_the_host(device: Device, copies: int) -> None:
-    kernels = Kernels(device)
-    with device.stream() as stream:
-        decoding = DecodeStep(device, kernels, stream, (2, 3, 16, 24), 10, copies)
-        sure = DecodeStep(device, kernels, stream, (2, 3, 16, 24), 100, copies, threshold=0.3)
-        sure.check()
-        assert 0 < len(sure.wanted()[0]) < 100
-        assert min(sure.detections()[0].score) >= 0.3
-        sure.close()
-        preparing = PreprocessStep(device, kernels, stream, 2, (40, 30), (32, 48), copies)
-        decoding.check()
-        preparing.check()
-        assert len({heads["hm"].address for heads in decoding.inputs}) == copies
-        # A kernel that found something else, or left the output as it was, must not be timed.
-        launch, decoding.launch = decoding.launch, lambda copy=0: None  # type: ignore[method-assign]
-        with pytest.raises(BackendError, match="decode, copy 0"):
-            decoding.check()
-        decoding.launch = launch  # type: ignore[method-assign]
-        last = decoding.inputs[-1]["hm"]
-        last.write(np.flip(decoding.heads["hm"], axis=-1).copy())
-        with pytest.raises(BackendError, match=f"decode, copy {copies - 1}"):
-            decoding.check()
-        preparing.inputs[-1].write(255 - preparing.images)
-        with pytest.raises(BackendError, match="grey levels from the host"):
-            preparing.check()
-        preparing.launch = lambda copy=0: None  # type: ignore[method-assign]
-        with pytest.raises(BackendError, match="nan grey levels"):
-            preparing.check()
-        decoding.close()
-        preparing.close()
-    kernels.close()
-
-
-def test_the_kernels_result(device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target, text = tmp_path / "gpu-kernels.json", tmp_path / "k.md"
-    words = "--batches 1 2 --classes 2 --grid 24x16 --k 5 --source 20x15 --target 32x32 --copy-mib 1 --duration 0.005"
-    words += f" --iterations 3 --json {target} --markdown {text}"
-    assert kernels.main(words.split()) == 0
-    data = json.loads(target.read_text())
-    keys = {(row["step"], row["batch"], row["form"], row["cache"]) for row in data["rows"]}
-    assert keys >= {
-        (s, b, f, "warm") for s in ("decode", "preprocess") for b in (1, 2) for f in ("alone", "graph")
-    }
-    assert all(row["p50"] > 0 and row["count"] >= 3 for row in data["rows"])
-    assert data["device"]["real"] is False
-    assert text.read_text() in capsys.readouterr().out
-    assert "STAND-IN DRIVER, no GPU" in page(tmp_path)
-    with pytest.raises(InputError, match="no GPU"):
-        kernels.main([*words.split(), "--json", "evaluation/results/gpu-kernels.json"])
-
-
-def test_a_wrong_answer_is_told_and_the_other_cases_go_on(
-    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def wrong(step: DecodeStep) -> None:
-        raise BackendError("decode is wrong")
-
-    monkeypatch.setattr(DecodeStep, "check", wrong)
-    target = tmp_path / "gpu-kernels.json"
-    words = "--batches 1 --classes 2 --grid 24x16 --k 5 --source 20x15 --target 32x32 --copy-mib 1 --duration 0.005"
-    assert kernels.main([*words.split(), "--iterations", "3", "--json", str(target)]) == 3
-    data = json.loads(target.read_text())
-    assert [(row["step"], row["shape"], row["problem"]) for row in data["failed"]] == [
-        ("decode", "2x16x24", "decode is wrong"),
-        ("decode", "2x16x24, score >= 0.3", "decode is wrong"),
-    ]
-    assert {row["step"] for row in data["rows"]} == {"preprocess"}
-    assert "Failed:\n\n- decode 2x16x24, batch 1: decode is wrong" in capsys.readouterr().out
-
-
 def test_every_stage_is_marked_and_nothing_else_changes(
     tmp_path: Path, faults: Faults, images: list[Path]
 ) -> None:
@@ -323,29 +244,16 @@ def test_the_report(tmp_path: Path, report: BenchReport) -> None:
     assert (one.multiply_adds, one.parameters) == (64 * 96, 42)
     assert BenchReport.model_validate(json.loads(report.to_text())).to_json() == report.to_json()
     assert any(note.startswith("bundle: ") and "are among the" in note for note in report.notes)
-    # Images a second of whole batches, over those of the network alone.
-    rate = next(row.rate for row in one.throughput if row.batch == 4)
-    share = rate / (4 / one.alone["network alone, batch 4"].summary().p50)
-    found = {row["target"]: row["found"] for row in one.targets}
-    assert found["bundle: images a second over the network alone's, batch 4"] == f"{share:.2f}"
-    added = one.pipeline.summary().p50 - one.alone["network alone"].summary().p50
-    assert found["bundle: whole less the network alone, batch 1"] == f"{added * 1e6:.2f} us"
     floor = one.floors["decode"]
     assert floor.seconds == pytest.approx(floor.bytes / report.rates["bytes_per_second"])
     # Nothing of it can be taken for a GPU's.
     assert all("STAND-IN DRIVER, no GPU" in entry.executor for entry in report.entries)
     assert "device: STAND-IN DRIVER, no GPU: these times mean nothing" in report.warnings()
-    assert all(row["verdict"].startswith("not judged: STAND-IN") for row in one.targets)
     tables = [table.markdown() for table in tables_of(report)]
     assert any("| network (events) |" in table for table in tables)
     assert any("| bundle: processor time of a call |" in table for table in tables)
     assert "STAND-IN" in html_report(report)
     assert "STAND-IN" in whole_figure(report)._suptitle.get_text()
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "gpu-bench-warm.json").write_text(report.to_text())
-    shown = page(tmp_path / "results")
-    assert shown.count("STAND-IN DRIVER, no GPU") > 2
-    assert "## On a GPU\n\n### Bundles\n" in shown
 
 
 @pytest.mark.parametrize("cache", ["warm", "cold"])
@@ -391,111 +299,8 @@ def test_a_fallback_from_the_graph_is_said(tmp_path: Path, faults: Faults, image
     assert found.entries[0].throughput == ()
 
 
-def test_a_soak_that_is_flat(tmp_path: Path, faults: Faults, device: Device) -> None:
-    rows = [soak.soak_detector(tiny(tmp_path), device, 40), soak.soak_kernels(device, 20, 32, 2)]
-    for row in rows:
-        assert row["device_growth"] == 0
-        assert len(row["free"]) == len(row["resident"]) == row["calls"]
-    assert rows[0]["name"] == "bundle"
-
-
-def test_a_soak_notices_what_is_kept_and_what_changes(device: Device) -> None:
-    kept = []
-    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), {})
-    other = Detections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int32), {})
-
-    def leaking(call: int) -> list[Detections]:
-        kept.append(device.allocate(1 << 20))
-        return [nothing]
-
-    row = soak.soak("leak", leaking, 1, device, 30)
-    assert not row["flat"]
-    assert row["device_growth"] >= 20 << 20
-    with pytest.raises(BackendError, match="call 3 found 1 objects, the first such call 0"):
-        soak.soak("moody", lambda call: [other if call == 3 else nothing], 1, device, 5)
-
-
-def test_the_soak_s_command(tmp_path: Path, faults: Faults, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle, target = tiny(tmp_path), tmp_path / "gpu-soak.json"
-    words = ["--calls", "12", "--side", "32", "--classes", "2", "--json", str(target)]
-    assert soak.main([str(bundle.path), *words]) == 0
-    assert "| bundle | 12 |" in page(tmp_path)
-    # A bundle that cannot be loaded is told, and the other one is still run.
-    assert soak.main([str(tmp_path / "absent"), str(bundle.path), *words]) == 3
-    rows = {row["name"]: row for row in json.loads(target.read_text())["rows"]}
-    assert "problem" in rows["absent"]
-    assert rows["bundle"]["flat"]
-    assert "did not run: " in capsys.readouterr().out
-
-
-def test_kernels_around_a_network_on_the_host(tmp_path: Path, faults: Faults, images: list[Path]) -> None:
-    bundle = tiny(tmp_path)
-    found = measure_mixed(bundle, images, SHORT)
-    assert tuple(found["stages"]) == (*MixedPipeline.stages, WHOLE)
-    assert found["grey_levels"] <= 1.2
-    assert "network ran in ONNX Runtime" in found["note"]
-    pipeline = MixedPipeline(bundle, 10000)
-    picture = load_pictures(images)[0]
-    decode = pipeline._ops.decode
-    pipeline._ops.decode = lambda *args: [found[:1] for found in decode(*args)]  # type: ignore[method-assign]
-    with pytest.raises(BackendError, match=r"0\.png: decoded on the GPU there are 1 objects"):
-        pipeline.check(picture)
-    pipeline.close()
-
-
-def tried(bundle: EngineBundle, tmp_path: Path) -> dict[str, Any]:
-    progress = Progress(tmp_path / "try.json")
-    try:
-        attempt(bundle, bundle.manifest.plans[0].file, 1, progress, SHORT)
-    except BackendError as error:
-        progress.data["problem"] = error.message
-    return progress.data
-
-
-def test_a_plan_that_runs(tmp_path: Path, faults: Faults) -> None:
-    found = tried(tiny(tmp_path), tmp_path)
-    assert found["reached"] == "done"
-    assert all(head["max_abs"] < 1e-5 for head in found["compare"].values())
-    assert found["time"]["p50"] > 0 < found["graph"]["p50"]
-    assert found["layers"]["ms"].keys() == {"hm", "wh", "reg"}
-
-
-def test_how_far_a_plan_came(tmp_path: Path, faults: Faults) -> None:
-    bundle = tiny(tmp_path)
-    faults.refuse_plan = True
-    assert (found := tried(bundle, tmp_path))["reached"] == "deserialise"
-    assert "Magic tag does not match" in found["problem"]
-    assert json.loads((tmp_path / "try.json").read_text())["reached"] == "deserialise"
-    faults.refuse_plan, faults.refuse_enqueue = False, 1
-    assert tried(bundle, tmp_path)["reached"] == "run"
-    faults.uncapturable = True
-    found = tried(bundle, tmp_path)
-    assert found["reached"] == "done"
-    assert "cannot be recorded" in found["graph"]["refused"]
-
-
-def test_a_plan_for_another_gpu_is_tried_all_the_same(tmp_path: Path, faults: Faults) -> None:
-    bundle = tiny(tmp_path)
-    plans = (bundle.manifest.plans[0].model_copy(update={"target": "sm_80"}),)
-    other = EngineBundle(bundle.path, bundle.manifest.model_copy(update={"plans": plans}))
-    found = tried(other, tmp_path)
-    assert found["reached"] == "done"
-    assert found["device"]["compute_capability"] == [9, 0]
-
-
 def test_every_setting_of_the_gpu_reaches_the_detector() -> None:
     taken = set(inspect.signature(Detector.load).parameters)
     assert {"backend", *GpuOptions.__dataclass_fields__} == set(GpuBenchOptions().load_arguments())
     assert set(GpuBenchOptions().load_arguments()) <= taken
     assert GpuBenchOptions().load_arguments(streams=7)["streams"] == 7
-
-
-def test_results_have_one_form(device: Device) -> None:
-    record = device_record(device)
-    data = result("gpu-x", record, "python -m x", rows=[])
-    assert (data["kind"], data["device"]["name"], data["device"]["l2_bytes"]) == (
-        "gpu-x",
-        "stand-in",
-        1 << 20,
-    )
-    assert isinstance(partial(GpuFloor, **dict.fromkeys(GpuFloor.__dataclass_fields__, 1))(), GpuFloor)

@@ -21,7 +21,6 @@ from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import ShapeRange
 from centernet_trt.runtime.pipeline import Pipeline
 from centernet_trt.runtime.tensorrt_flavour import is_installed
-from centernet_trt.runtime.tensorrt_profile import profile_layers
 
 pytestmark = pytest.mark.gpu
 
@@ -160,14 +159,6 @@ def test_flip(bundle: EngineBundle, detector: Detector) -> None:
     image = scene(64, 95)
     with Detector.load(bundle, backend="onnxruntime") as host:
         agree(detector.detect(image, 0.3, tta="flip"), host.detect(image, 0.3, tta="flip"))
-
-
-def test_times_of_the_layers(detector: Detector) -> None:
-    backend = detector._backend
-    assert isinstance(backend, Pipeline)
-    times = profile_layers(backend._executor, 1, 64, 64, runs=3)
-    assert times
-    assert all(time.ms >= 0 for time in times)
 
 
 def test_a_plan_cut_short_is_refused_with_tensorrts_words(bundle: EngineBundle, tmp_path: Path) -> None:

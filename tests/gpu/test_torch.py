@@ -131,8 +131,9 @@ def test_pytorch_goes_on_after_our_context_is_given_back(torch: Any) -> None:
 
 
 def test_the_baselines_of_the_benchmark_answer_as_the_host(torch: Any) -> None:
-    from centernet_trt.evaluation.gpu.kernel_steps import DecodeStep, PreprocessStep
-    from centernet_trt.evaluation.gpu.torch_baselines import decode_calls, preprocess_calls
+    from kernel_steps import DecodeStep, PreprocessStep
+    from torch_baselines import decode_calls, preprocess_calls
+
     from centernet_trt.runtime.gpu_kernels import Kernels
 
     with Device.open(0, "cuda-bindings") as device, device.stream() as stream:

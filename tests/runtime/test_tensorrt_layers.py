@@ -10,11 +10,13 @@ def test_names_alone_and_all_that_is_known() -> None:
     rows = [
         "conv1 + relu",
         {"Name": "conv2", "LayerType": "CaskConvolution", "Outputs": [{"Format/Datatype": "Half NHWC8"}]},
+        {"Name": "conv3", "Inputs": [{"Datatype": "INT8"}], "Outputs": []},
         {"Name": "split", "Outputs": [{"Datatype": "INT8"}, {"Name": "untold"}]},
     ]
     assert parse_layers(json.dumps({"Layers": rows, "Bindings": ["x"]})) == [
         EngineLayer("conv1 + relu"),
         EngineLayer("conv2", "CaskConvolution", ("Half NHWC8",)),
+        EngineLayer("conv3", "", (), ("INT8",)),
         EngineLayer("split", "", ("INT8", "?")),
     ]
 

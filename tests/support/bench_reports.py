@@ -68,7 +68,7 @@ def made_up_report(entries: Sequence[dict[str, Any]], **over: Any) -> BenchRepor
     """A report of these entries."""
     return BenchReport.model_validate(
         {
-            "schema": 1,
+            "schema": 2,
             "kind": "bench",
             "created": "2026-01-01T00:00:00+00:00",
             "command": "centernet-trt bench b",
