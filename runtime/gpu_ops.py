@@ -23,9 +23,10 @@ from centernet_trt.runtime.geometry import Placement, place
 from centernet_trt.runtime.gpu_kernels import Kernels
 from centernet_trt.runtime.gpu_memory import StreamMemory, aligned, decode_bytes, descriptor_bytes
 from centernet_trt.runtime.images import ImageSource, as_bgr
-from centernet_trt.runtime.kernel_params import decode_params, extra_columns, level_table, preprocess_params
+from centernet_trt.runtime.kernel_params import decode_params, extra_columns, preprocess_params
 from centernet_trt.runtime.locked_images import LockedImages
 from centernet_trt.runtime.pipeline_buffers import StreamBuffers
+from centernet_trt.runtime.preprocess import level_table
 from centernet_trt.runtime.row_detections import detections_of
 from centernet_trt.runtime.spec import ModelSpec
 
