@@ -55,7 +55,7 @@ def level_table(spec: InputSpec) -> npt.NDArray[np.float32]:
     """
     levels = np.arange(256, dtype=np.float64) * spec.scale
     table = (levels - np.array(spec.mean)[:, None]) / np.array(spec.std)[:, None]
-    rounded = table.astype(np.float32)
+    rounded: npt.NDArray[np.float32] = table.astype(np.float32)
     rounded.flags.writeable = False  # one array serves every caller
     return rounded
 
