@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.inference import PROTOBUF_LIMIT, serialised_size
 from centernet_trt.builder.layers import requested_layers
 from centernet_trt.builder.plan import Plan, Profile, build_plan
-from centernet_trt.builder.prepare import Typing, prepare
+from centernet_trt.builder.prepare import SpecFinder, Typing, prepare
 from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
 from centernet_trt.builder.progress import Reporter, Silence, peak_memory
 from centernet_trt.builder.quantise.files import summary, write_int8
@@ -76,7 +77,7 @@ class BuildOptions:
 
 def build(
     model: Path,
-    spec: ModelSpec,
+    spec: ModelSpec | SpecFinder,
     output: Path,
     options: BuildOptions | None = None,
     reporter: Reporter | None = None,
@@ -85,7 +86,7 @@ def build(
 
     Args:
         model: the ONNX file.
-        spec: what the network means.
+        spec: what the network means, or what finds that in the graph as `lambda graph: guess_spec(graph).require_spec()` does.
         output: the bundle's folder. A bundle that is there is replaced when the new one is whole, not before.
         options: see `BuildOptions`.
         reporter: hears the progress.
@@ -99,10 +100,11 @@ def build(
         BackendError: TensorRT is missing or refuses the graph.
     """
     options, reporter = options or BuildOptions(), reporter or Silence()
-    profiles = resolve_profiles(
-        spec, ProfileRequest(options.batch, options.height, options.width), options.profiles
-    )
-    # Whatever is missing should show before minutes of work, so TensorRT is looked for and the folder made first.
+    common = ProfileRequest(options.batch, options.height, options.width)
+    profiles_of = partial(resolve_profiles, common=common, profiles=options.profiles)
+    # What is wrong or missing should show before minutes of work: a range, TensorRT, the output folder.
+    if isinstance(spec, ModelSpec):
+        profiles_of(spec)
     flavour = None if options.flavour == "none" else load_flavour(options.flavour)
     targets = () if flavour is None else options.targets or (flavour.default_target,)
     for target in targets:
@@ -119,7 +121,7 @@ def build(
             int8=replace(options.int8, calibration=None if options.calibration is None else images),
             lower_deform_conv=flavour is not None and not flavour.imports_deform_conv,
         )
-        prepared = prepare(model, spec, profiles, typing, reporter)
+        prepared = prepare(model, spec, profiles_of, typing, reporter)
         reporter.stage("write")
         record = _write_model(prepared.model, folder)
         layers = folder / "layers.json"
@@ -137,7 +139,7 @@ def build(
             plan = build_plan(
                 prepared.model,
                 prepared.input.name,
-                [Profile(profile.batch, profile.height, profile.width) for profile in profiles],
+                [Profile(profile.batch, profile.height, profile.width) for profile in prepared.profiles],
                 flavour=flavour,
                 target=target,
                 tf32=options.tf32,
@@ -154,7 +156,7 @@ def build(
             command=options.command or _plain_command(model, output, options),
             precision=options.precision,
             spec=prepared.spec,
-            profiles=profiles,
+            profiles=prepared.profiles,
             input=prepared.input,
             heads=prepared.heads,
             source=record_file(model),

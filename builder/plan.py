@@ -139,8 +139,6 @@ def _build(
     (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     for flag in flavour.build_flags:
         config.set_flag(getattr(trt.BuilderFlag, flag))
-    # So that an engine can say what each layer became; the plan is as large as without.
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # So that the inspector can tell what became of each layer; measured on the COCO model, the plan is as large without.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor

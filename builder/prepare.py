@@ -15,9 +15,8 @@ from centernet_trt.builder.comparison import (
     head_channels,
     input_values,
 )
-from centernet_trt.builder.deformable import has_deform_conv, standardise_deform_conv
+from centernet_trt.builder.deformable import has_deform_conv
 from centernet_trt.builder.deformable_lowering import lower_deform_conv
-from centernet_trt.builder.deformable_spellings import FOREIGN_OPS
 from centernet_trt.builder.equivalence import check_dynamic_batch
 from centernet_trt.builder.fp16_ranges import (
     affordable,
@@ -27,7 +26,6 @@ from centernet_trt.builder.fp16_ranges import (
     nodes_of_heads,
 )
 from centernet_trt.builder.inference import refresh_shapes
-from centernet_trt.builder.loading import load_model
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import to_fp16
@@ -37,6 +35,7 @@ from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
 from centernet_trt.builder.progress import Passes, Reporter, Silence
 from centernet_trt.builder.quantise.int8 import Int8Options, Int8Result, make_int8
 from centernet_trt.builder.quantise.measured import Measured, measure
+from centernet_trt.builder.source import read_source
 from centernet_trt.errors import InputError, SpecError
 from centernet_trt.runtime.manifest import (
     HeadComparison,
@@ -48,6 +47,9 @@ from centernet_trt.runtime.manifest import (
 )
 from centernet_trt.runtime.spec import FixedSize, InputSpec, ModelSpec
 
+SpecFinder = Callable[[ModelProto], ModelSpec]
+"""Finds the spec in a source graph, as `guess.guess_spec` does."""
+Profiles = tuple[ProfileRecord, ...]
 _BATCH_CHECK_SIDE = 128  # pixels; a large network takes seconds an image at its usual size
 
 
@@ -57,6 +59,7 @@ class Prepared:
 
     model: ModelProto
     spec: ModelSpec
+    profiles: Profiles
     input: TensorRecord
     heads: tuple[TensorRecord, ...]
     kept_fp32: dict[str, str]
@@ -90,16 +93,19 @@ class Typing:
 
 def prepare(
     path: Path,
-    spec: ModelSpec,
-    profiles: Sequence[ProfileRecord],
+    spec: ModelSpec | SpecFinder,
+    profiles_of: Callable[[ModelSpec], Profiles],
     typing: Typing,
     reporter: Reporter | None = None,
 ) -> Prepared:
-    """The typed graph of an ONNX file: every pass but the plan, compared with its source. Raises as `build.build`."""
+    """The typed graph of an ONNX file: every pass but the plan, compared with its source. Raises as `build.build`.
+
+    The file is read once, so a spec that depends on the graph is found here, and the profiles that depend on the spec.
+    """
     reporter = reporter or Silence()
     passes = Passes(reporter)
     source, spec = _source(passes, path, spec)
-    name = spec.input.name or ""
+    name, profiles = spec.input.name or "", profiles_of(spec)
     shape = (profiles[0].height.opt, profiles[0].width.opt)
     if any(profile.batch.max > 1 for profile in profiles):
         values, small = input_values(spec.input), _small_shape(spec.input, profiles[0])
@@ -125,6 +131,7 @@ def prepare(
     return Prepared(
         typed,
         spec,
+        profiles,
         TensorRecord(name=name, dtype=types[name], channels=3),
         tuple(TensorRecord(name=head, dtype=types[head], channels=count) for head, count in channels.items()),
         kept,
@@ -185,16 +192,14 @@ def _progress(reporter: Reporter, name: str) -> Callable[[int, int], None]:
     return lambda done, total: reporter.step(name, done, total)
 
 
-def _source(passes: Passes, path: Path, spec: ModelSpec) -> tuple[ModelProto, ModelSpec]:
+def _source(passes: Passes, path: Path, spec: ModelSpec | SpecFinder) -> tuple[ModelProto, ModelSpec]:
     """The source graph, cut at the heads, of the size and batch to build for: what the typed graph is held to.
 
     With it the spec, its input named.
     """
-    model = passes.run("load", lambda: load_model(path, foreign_ops=FOREIGN_OPS))
-    spec = _with_input_name(spec, model)
+    model = read_source(path, passes.run)
+    spec = _with_input_name(spec if isinstance(spec, ModelSpec) else spec(model), model)
     name = spec.input.name or ""
-    if has_deform_conv(model):
-        model = passes.run("deformable", lambda: standardise_deform_conv(model))
     size = spec.input.size
     if isinstance(size, FixedSize):
         model = passes.run("size", lambda: set_input_size(model, name, size.height, size.width))

@@ -188,7 +188,7 @@ def _images(folder: Path | None, most: int) -> list[Path]:
 def _host_run(
     bundles: list[EngineBundle], images: list[Path], options: "BenchOptions", source: Path | None
 ) -> Run:
-    from centernet_trt.cli.graphs import count_work
+    from centernet_trt.builder.source import count_work
     from centernet_trt.evaluation.bench import run_bench
 
     sources = {} if source is None else _sources(source, bundles)
@@ -196,7 +196,7 @@ def _host_run(
 
 
 def _gpu_run(bundles: list[EngineBundle], images: list[Path], options: "GpuBenchOptions") -> Run:
-    from centernet_trt.cli.graphs import count_work
+    from centernet_trt.builder.source import count_work
     from centernet_trt.evaluation.gpu.bench import run_gpu_bench
 
     return partial(run_gpu_bench, bundles, images, options, counter=count_work)
@@ -235,7 +235,7 @@ def _measure(run: Run, json_file: Path | None, png: Path | None, html: Path | No
 
 def _sources(source: Path, bundles: list[EngineBundle]) -> dict[Path, bytes]:
     """The source graph for the first bundle that was built from it: once is enough in one run."""
-    from centernet_trt.cli.graphs import comparable_source
+    from centernet_trt.builder.source import comparable_source
 
     if not source.is_file():
         raise InputError(f"there is no file {source}", "give the ONNX file that the bundle was built from")

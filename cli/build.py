@@ -4,7 +4,7 @@ import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -25,6 +25,11 @@ from centernet_trt.runtime.bundle import EngineBundle, sha256_of
 from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
 from centernet_trt.runtime.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from centernet_trt.builder.prepare import SpecFinder
 
 
 class FlavourChoice(StrEnum):
@@ -214,7 +219,7 @@ def build_command(
     folder = output or Path("engines") / f"{name}-{chosen}"
     try:
         with progress_bar() as progress:
-            bundle = build(path, _spec_of(recipe, spec, path), folder, options, BuildProgress(progress))
+            bundle = build(path, _spec_of(recipe, spec), folder, options, BuildProgress(progress))
     except BudgetError as error:
         show_error(error)
         raise typer.Exit(EXIT_TOLERANCE) from None
@@ -227,16 +232,17 @@ def _is_recipe(model: str) -> bool:
     return model in recipe_names() or Path(model).suffix == ".toml"
 
 
-def _spec_of(recipe: Recipe | None, spec: str | None, model: Path) -> ModelSpec:
-    """The spec: given, the recipe's, or guessed from the graph and shown."""
-    from centernet_trt.builder.guess import guess_spec
-    from centernet_trt.builder.loading import load_model
-
+def _spec_of(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder":
+    """The spec: given, the recipe's, or to be guessed from the graph and shown."""
     if spec is not None:
         return read_spec(spec)
-    if recipe is not None:
-        return recipe.spec
-    guess = guess_spec(load_model(model))
+    return _guess_and_show if recipe is None else recipe.spec
+
+
+def _guess_and_show(model: "ModelProto") -> ModelSpec:
+    from centernet_trt.builder.guess import guess_spec
+
+    guess = guess_spec(model)
     found = guess.require_spec()
     err.print("no --spec was given; guessed from the graph:")
     for reason in guess.reasons:

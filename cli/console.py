@@ -19,7 +19,7 @@ from rich.progress import (
 
 from centernet_trt.errors import CenterNetError, InputError
 
-EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_TOLERANCE = 0, 1, 2, 3
+EXIT_ERROR, EXIT_TOLERANCE = 1, 3  # 0 is success, 2 a usage error, which typer reports
 
 # Results go to standard output, everything about how they come to be to standard error: output can be piped.
 out = Console(soft_wrap=True)

@@ -151,7 +151,7 @@ def _result(
     rows: list[Row],
     note: str,
 ) -> Row:
-    from centernet_trt.cli.graphs import try_count
+    from centernet_trt.builder.source import try_count
 
     manifest, scores = bundle.manifest, truth.score(rows)
     height, width = manifest.profile.height.opt, manifest.profile.width.opt

@@ -36,9 +36,9 @@ def inspect_command(
 
 def _inspect_model(path: Path) -> dict[str, Any]:
     from centernet_trt.builder.guess import describe, guess_spec
-    from centernet_trt.builder.loading import load_model
+    from centernet_trt.builder.source import read_source
 
-    model = load_model(path)
+    model = read_source(path)
     guess = guess_spec(model)
     ops = Counter(node.op_type for node in model.graph.node)
     size = _size_of(model, guess)

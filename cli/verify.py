@@ -113,7 +113,7 @@ def _tolerances(
 
 def _reference(against: Path | None, bundle: EngineBundle) -> "Side":
     """What is taken for right."""
-    from centernet_trt.cli.graphs import comparable_source
+    from centernet_trt.builder.source import comparable_source
     from centernet_trt.evaluation.verify import bundle_side, graph_side
 
     if against is None:

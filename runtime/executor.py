@@ -1,32 +1,11 @@
-"""Executor: what runs a bundle's network, whichever backend does it."""
-
-from collections.abc import Mapping
-from typing import Any, Protocol
+"""The head tensors of a bundle's network: their shapes, and host arrays for them."""
 
 import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.runtime.manifest import Manifest
 
-Buffer = Any  # a NumPy array for a host executor, a device buffer for a GPU executor
 Shape = tuple[int, int, int, int]
-
-
-class Executor(Protocol):
-    """Runs the network on caller-owned buffers."""
-
-    @property
-    def note(self) -> str:
-        """What the user must know about how the network was run; empty for a TensorRT engine on a GPU."""
-
-    def output_shapes(self, batch: int, height: int, width: int) -> dict[str, Shape]:
-        """Shapes (N, C, H, W) of the heads by name for an input of `batch` images of height x width pixels."""
-
-    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], stream: Any = None) -> None:
-        """Compute `outputs` from `inputs`, by tensor name; asynchronous where there is a stream."""
-
-    def close(self) -> None:
-        """Free what the executor holds."""
 
 
 def head_shapes(manifest: Manifest, batch: int, height: int, width: int) -> dict[str, Shape]:

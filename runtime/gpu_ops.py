@@ -16,16 +16,23 @@ from centernet_trt.kernels.outputs import DecodeLayout
 from centernet_trt.runtime.backend import Picture, Request
 from centernet_trt.runtime.decode import check_heads
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.device_arrays import DeviceArray, device_array, device_image, is_device_array
+from centernet_trt.runtime.device_arrays import (
+    DeviceArray,
+    DeviceImage,
+    device_array,
+    device_image,
+    is_device_array,
+)
 from centernet_trt.runtime.driver import Device
 from centernet_trt.runtime.driver_binding import BindingName
 from centernet_trt.runtime.geometry import Placement, place
 from centernet_trt.runtime.gpu_kernels import Kernels
 from centernet_trt.runtime.gpu_memory import StreamMemory, aligned, decode_bytes, descriptor_bytes
 from centernet_trt.runtime.images import ImageSource, as_bgr
-from centernet_trt.runtime.kernel_params import decode_params, extra_columns, level_table, preprocess_params
+from centernet_trt.runtime.kernel_params import decode_params, extra_columns, preprocess_params
 from centernet_trt.runtime.locked_images import LockedImages
 from centernet_trt.runtime.pipeline_buffers import StreamBuffers
+from centernet_trt.runtime.preprocess import level_table
 from centernet_trt.runtime.row_detections import detections_of
 from centernet_trt.runtime.spec import ModelSpec
 
@@ -109,7 +116,7 @@ class GpuOps:
                     f"{placement.width}x{placement.height}, the array is for {width}x{height}"
                 )
             requests.append(Request(picture, placement))
-        if not self._buffers.fits(batch, [request.image for request in requests]):
+        if not self._fits(requests):
             raise InputError(
                 "the images do not fit into the upload buffer", "make GpuOps with a larger max_pixels"
             )
@@ -192,6 +199,12 @@ class GpuOps:
                 f"float32 one of shape ({count}, 3, height, width) was expected, for at most {self._max_batch} images"
             )
         return shape[0], shape[2], shape[3]
+
+    def _fits(self, requests: Sequence[Request]) -> bool:
+        """Whether the images that come from the host can be uploaded together."""
+        images = [request.image for request in requests if not isinstance(request.image, DeviceImage)]
+        taken = sum(aligned(image.nbytes) for image in images)
+        return descriptor_bytes(len(requests)) + taken <= self._buffers.pinned_staging.nbytes
 
     def _check_heads(self, arrays: Mapping[str, DeviceArray], batch: int, placements: int) -> None:
         for name, array in arrays.items():

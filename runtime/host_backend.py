@@ -10,10 +10,11 @@ from centernet_trt.runtime.backend import Batch, Heads, Picture
 from centernet_trt.runtime.decode import check_heads, decode_image
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.device_arrays import DeviceImage
-from centernet_trt.runtime.executor import Executor, allocate_heads
+from centernet_trt.runtime.executor import allocate_heads
 from centernet_trt.runtime.gpu_memory import MemoryUse
 from centernet_trt.runtime.images import BgrImage
 from centernet_trt.runtime.manifest import Manifest
+from centernet_trt.runtime.onnxruntime_executor import OnnxRuntimeExecutor
 from centernet_trt.runtime.preprocess import preprocess
 from centernet_trt.runtime.profiles import batch_to_run, largest_batch
 
@@ -21,8 +22,10 @@ from centernet_trt.runtime.profiles import batch_to_run, largest_batch
 class HostBackend:
     """Runs a bundle on the host; see `Backend`."""
 
-    def __init__(self, executor: Executor, manifest: Manifest, max_batch: int | None = None) -> None:
-        """Take over an executor that runs on host arrays."""
+    def __init__(
+        self, executor: OnnxRuntimeExecutor, manifest: Manifest, max_batch: int | None = None
+    ) -> None:
+        """Take over an executor."""
         self._executor, self._manifest = executor, manifest
         self.note = executor.note
         self.max_batch = max_batch or max(profile.batch.max for profile in manifest.profiles)

@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-
 from centernet_trt.errors import SpecError
 from centernet_trt.kernels.launch import DecodePlan
 from centernet_trt.kernels.outputs import DecodeLayout
@@ -21,6 +18,7 @@ from centernet_trt.kernels.structs import (
 )
 from centernet_trt.runtime.geometry import Placement
 from centernet_trt.runtime.peaks import stored_threshold
+from centernet_trt.runtime.preprocess import level_table as level_table  # noqa: PLC0414 - for those who take it with the params
 from centernet_trt.runtime.spec import HeadsSpec, InputSpec, ModelSpec, PointsExtra
 
 _ENCODINGS = {"wh": BoxEncoding.WH, "ltrb": BoxEncoding.LTRB, "log_wh": BoxEncoding.LOG_WH}
@@ -74,16 +72,6 @@ def image_descriptor(
 def absent_image() -> Image:
     """Descriptor of an image that could not be used: its input is zero levels, and it has no detections."""
     return Image(scale_x=1.0, scale_y=1.0, channels=3, threshold=float("inf"))
-
-
-def level_table(spec: InputSpec) -> npt.NDArray[np.float32]:
-    """(3, 256) float32: the tensor value of each grey level, in the tensor's channel order.
-
-    Computed in float64 and rounded once, as the host's pre-processing does.
-    """
-    levels = np.arange(256, dtype=np.float64) * spec.scale
-    table = (levels - np.array(spec.mean)[:, None]) / np.array(spec.std)[:, None]
-    return np.asarray(table, dtype=np.float32)
 
 
 def preprocess_params(

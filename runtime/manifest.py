@@ -1,6 +1,6 @@
 """The manifest of an engine bundle: what was built, from what, how, and how good it is (`schema` 1)."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -127,16 +127,6 @@ class HeadComparison(ManifestModel):
     input: str
 
 
-class AccuracyRecord(ManifestModel):
-    """An accuracy figure, with the images it was measured on and how the network was run."""
-
-    metric: str
-    value: float
-    images: str
-    image_count: int
-    executor: str
-
-
 class CalibrationSummary(ManifestModel):
     """How an int8 bundle was calibrated, and what that cost; the whole of it is in `calibration.json` and `int8.json`.
 
@@ -178,18 +168,10 @@ class Manifest(ManifestModel):
     passes: tuple[PassRecord, ...] = ()
     kept_fp32: dict[str, str] = {}
     comparison: dict[str, HeadComparison] = {}
-    accuracy: tuple[AccuracyRecord, ...] = ()
     calibration: CalibrationSummary | None = None
     notes: tuple[str, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_profile(cls, data: Any) -> Any:
-        """Read a bundle of before there could be several profiles: it has a single `profile`."""
-        if isinstance(data, dict) and "profile" in data and "profiles" not in data:
-            data = dict(data)
-            data["profiles"] = (data.pop("profile"),)
-        return data
+    # Read, not written: bundles built by earlier versions have this list, and it is always empty.
+    accuracy: tuple[()] = Field(default=(), exclude=True, repr=False)
 
     @property
     def profile(self) -> ProfileRecord:

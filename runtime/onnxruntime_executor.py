@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import BackendError
-from centernet_trt.runtime.executor import Shape, head_shapes
 from centernet_trt.runtime.manifest import Manifest
 
 Mode = Literal["fast", "faithful"]
@@ -45,15 +44,10 @@ class OnnxRuntimeExecutor:
         plan = "the plan was built, not run" if self._manifest.plans else "no plan was built"
         return f"network ran in ONNX Runtime ({self._mode} mode); {plan}"
 
-    def output_shapes(self, batch: int, height: int, width: int) -> dict[str, Shape]:
-        """Shapes (N, C, H, W) of the heads for an input of `batch` images of height x width pixels."""
-        return head_shapes(self._manifest, batch, height, width)
-
     def run(
         self,
         inputs: Mapping[str, npt.NDArray[np.floating]],
         outputs: Mapping[str, npt.NDArray[np.floating]],
-        stream: Any = None,
     ) -> None:
         """Compute the outputs, in place, from the inputs; both C-contiguous arrays of the manifest's types.
 

@@ -26,11 +26,11 @@ from centernet_trt.runtime.gpu_kernels import Kernels
 from centernet_trt.runtime.gpu_memory import MemoryUse, aligned, descriptor_bytes, memory_use, plan_stream
 from centernet_trt.runtime.gpu_options import GpuOptions
 from centernet_trt.runtime.images import BgrImage
-from centernet_trt.runtime.kernel_params import level_table
 from centernet_trt.runtime.lane_pool import LanePool
 from centernet_trt.runtime.locked_images import LockedImages
 from centernet_trt.runtime.pipeline_buffers import StreamBuffers
 from centernet_trt.runtime.pipeline_lane import Lane
+from centernet_trt.runtime.preprocess import level_table
 from centernet_trt.runtime.profiles import largest_batch, largest_shapes
 from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
 

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.kernels.outputs import DecodeLayout, DecodeRows
-from centernet_trt.runtime.backend import Picture, Request
+from centernet_trt.runtime.backend import Request
 from centernet_trt.runtime.device_arrays import DeviceImage
 from centernet_trt.runtime.driver import Device, close_all
 from centernet_trt.runtime.driver_objects import Resource
-from centernet_trt.runtime.gpu_memory import StreamMemory, aligned, descriptor_bytes
+from centernet_trt.runtime.gpu_memory import StreamMemory, aligned
 from centernet_trt.runtime.image_table import ImageTable
 from centernet_trt.runtime.locked_images import LockedImages
 from centernet_trt.runtime.spec import ModelSpec
@@ -72,11 +72,6 @@ class StreamBuffers:
         self.stream.synchronize()
         self.stream.fill(self.counters.address, 0, self.counters.nbytes)
         self.stream.synchronize()
-
-    def fits(self, batch: int, images: Sequence[Picture]) -> bool:
-        """Whether the images that come from the host can be uploaded together."""
-        taken = sum(aligned(image.nbytes) for image in images if not isinstance(image, DeviceImage))
-        return descriptor_bytes(batch) + taken <= self.pinned_staging.nbytes
 
     def upload(self, batch: int, requests: Sequence[Request]) -> None:
         """Enqueue the copies that bring descriptors and images to the device; they must fit, and the context be current.

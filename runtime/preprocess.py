@@ -48,11 +48,16 @@ def _translated(image: BgrImage, p: Placement) -> BgrImage:
 
 
 @lru_cache(maxsize=64)
-def _level_table(spec: InputSpec) -> npt.NDArray[np.float32]:
-    """(3, 256) float32: the tensor value of each grey level, computed in float64 and rounded once."""
+def level_table(spec: InputSpec) -> npt.NDArray[np.float32]:
+    """(3, 256) float32: the tensor value of each grey level, in the tensor's channel order; read-only.
+
+    Computed in float64 and rounded once. Host and GPU look values up in the same table, which makes them bit-equal.
+    """
     levels = np.arange(256, dtype=np.float64) * spec.scale
     table = (levels - np.array(spec.mean)[:, None]) / np.array(spec.std)[:, None]
-    return np.asarray(table, dtype=np.float32)
+    rounded: npt.NDArray[np.float32] = table.astype(np.float32)
+    rounded.flags.writeable = False  # one array serves every caller
+    return rounded
 
 
 def normalise(images: Sequence[BgrImage], spec: InputSpec, out: npt.NDArray[np.floating]) -> None:
@@ -60,7 +65,7 @@ def normalise(images: Sequence[BgrImage], spec: InputSpec, out: npt.NDArray[np.f
 
     value = (pixel * scale - mean) / std, channels in the spec's order.
     """
-    table = _level_table(spec).astype(out.dtype, copy=False)
+    table = level_table(spec).astype(out.dtype, copy=False)
     for image, planes in zip(images, out, strict=True):
         channels: Sequence[npt.NDArray[Any]] = cv2.split(image)
         if spec.channel_order == "rgb":

@@ -1,29 +1,22 @@
 """The network as a TensorRT engine on device memory, one code path for every flavour."""
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
-from centernet_trt.errors import BackendError, InputError
+from centernet_trt.errors import BackendError
 from centernet_trt.runtime import trt_log
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.device_arrays import DeviceArray, device_array
 from centernet_trt.runtime.driver import Device
-from centernet_trt.runtime.driver_objects import DeviceBuffer, Stream
-from centernet_trt.runtime.executor import Buffer, Shape, head_shapes
-from centernet_trt.runtime.manifest import Manifest, TensorRecord
+from centernet_trt.runtime.driver_objects import Stream
+from centernet_trt.runtime.executor import Shape, head_shapes
+from centernet_trt.runtime.manifest import Manifest
 from centernet_trt.runtime.profiles import choose_profile
 from centernet_trt.runtime.tensorrt_cache import KernelCache
 from centernet_trt.runtime.tensorrt_engine import Loaded, failure, load_engine
 
 
 class TensorRTExecutor:
-    """Runs a bundle's plan on one GPU.
-
-    `context` gives the network bound to one shape and one set of addresses, for a CUDA graph; `run` is the plain call.
-    """
-
-    note = ""
+    """A bundle's plan on one GPU; `context` gives the network bound to one shape and one set of addresses."""
 
     def __init__(self, bundle: EngineBundle, device: Device) -> None:
         """Load the plan that fits this GPU and the TensorRT installed here.
@@ -34,8 +27,6 @@ class TensorRTExecutor:
         """
         self.manifest: Manifest = bundle.manifest
         self.device = device
-        self._lock = threading.Lock()
-        self._bound: tuple[Shape, NetworkContext, DeviceBuffer] | None = None
         self._config: Any = None
         self._kernels: KernelCache | None = None
         with device.current:
@@ -83,52 +74,6 @@ class TensorRTExecutor:
         strategy: Any = loaded.module.ExecutionContextAllocationStrategy.USER_MANAGED
         return loaded.engine.create_execution_context(strategy=strategy)
 
-    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], stream: Any = None) -> None:
-        """Compute the outputs from the inputs, asynchronously on the stream.
-
-        Args:
-            inputs: the input tensor (N, C, H, W) by name, as a CUDA array (`__cuda_array_interface__`).
-            outputs: the heads by name, likewise.
-            stream: a `driver_objects.Stream`.
-
-        Raises:
-            InputError: an array of a wrong name, shape or type.
-            BackendError: TensorRT refused the call.
-        """
-        if not isinstance(stream, Stream):
-            raise InputError("the TensorRT executor needs a stream", "make one: device.stream()")
-        record = self.manifest.input
-        arrays = {name: device_array(array) for name, array in {**inputs, **outputs}.items()}
-        if record.name not in arrays:
-            raise InputError(f"the input {record.name!r} is missing; given are {', '.join(arrays)}")
-        batch, _, height, width = (*arrays[record.name].shape, 0, 0, 0, 0)[:4]
-        choose_profile(self.manifest.profiles, batch, height, width)
-        shapes = {record.name: (batch, record.channels, height, width)}
-        shapes |= self.output_shapes(batch, height, width)
-        for tensor in (record, *self.manifest.heads):
-            _check_array(tensor, arrays.get(tensor.name), shapes[tensor.name])
-        addresses = {name: arrays[name].address for name in shapes}
-        with self._lock, self.device.current:
-            self._context_for(shapes[record.name], addresses, stream).enqueue(stream)
-
-    def _context_for(self, shape: Shape, addresses: Mapping[str, int], stream: Stream) -> "NetworkContext":
-        if self._bound is not None and self._bound[0] == shape:
-            self._bound[1].bind(addresses)
-            return self._bound[1]
-        batch, _, height, width = shape
-        workspace = self.device.allocate(self.workspace_bytes) if self._bound is None else self._bound[2]
-        if self._bound is not None:
-            stream.synchronize()  # the workspace is still in use
-            self._bound[1].close()
-            self._bound = None
-        try:
-            made = self.context((batch, height, width), addresses, workspace.address, stream)
-        except BaseException:
-            workspace.close()
-            raise
-        self._bound = (shape, made, workspace)
-        return made
-
     def save_kernels(self) -> None:
         """Keep the kernels that TensorRT for RTX has compiled so far for the next start; nothing on full TensorRT."""
         if self._kernels is not None:
@@ -141,14 +86,11 @@ class TensorRTExecutor:
             return
         with self.device.current:
             try:
-                if self._bound is not None:
-                    self._bound[1].close()
-                    self._bound[2].close()
                 if self._kernels is not None:
                     self._kernels.close()
             finally:
                 # The engine goes before the runtime that made it.
-                self._bound = self._kernels = self._config = None
+                self._kernels = self._config = None
                 runtime = self._loaded.runtime
                 self._loaded = None
                 del runtime
@@ -256,13 +198,3 @@ def _runtime_config(loaded: Loaded) -> Any:
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the graph is ours
     return config
-
-
-def _check_array(record: TensorRecord, array: DeviceArray | None, shape: Shape) -> None:
-    if array is None:
-        raise InputError(f"the tensor {record.name!r} is missing")
-    if array.shape != shape or array.dtype != record.dtype or not array.contiguous:
-        raise InputError(
-            f"the tensor {record.name!r} is {array.dtype} of shape {array.shape}, a C-contiguous {record.dtype} array "
-            f"of shape {shape} was expected"
-        )

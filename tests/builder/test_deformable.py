@@ -355,6 +355,6 @@ def test_int8_around_a_lowered_deformable_convolution(tmp_path: Path) -> None:
     profile = ProfileRecord(batch=ShapeRange.of(1, 1, 1), height=side, width=side)
     options = Int8Options(calibration=pictures(4), everything=True)
     typing = Typing("int8", images=pictures(4).images, lower_deform_conv=True, int8=options)
-    prepared = prepare(tmp_path / "net.onnx", spec, [profile], typing)
+    prepared = prepare(tmp_path / "net.onnx", spec, lambda _: (profile,), typing)
     assert "DeformConv" not in op_types(prepared.model)
     assert {"neck/conv", "offset", "mask"} <= layers_in_int8(prepared.model)

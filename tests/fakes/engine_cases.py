@@ -1,4 +1,4 @@
-"""Loading a plan, and the TensorRT executor by itself; run by tests/runtime/test_pipeline.py."""
+"""Loading a plan, and the network by itself; run by tests/runtime/test_pipeline.py."""
 
 import gc
 import sys
@@ -20,12 +20,12 @@ from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.decode import decode
 from centernet_trt.runtime.device_arrays import DeviceArray
 from centernet_trt.runtime.driver import Device
-from centernet_trt.runtime.driver_objects import DeviceBuffer
 from centernet_trt.runtime.executor import allocate_heads
 from centernet_trt.runtime.geometry import place
+from centernet_trt.runtime.gpu_ops import GpuOps
 from centernet_trt.runtime.preprocess import preprocess
 from centernet_trt.runtime.tensorrt_engine import load_engine
-from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
+from centernet_trt.runtime.tensorrt_executor import NetworkContext, TensorRTExecutor
 
 
 @pytest.fixture
@@ -136,49 +136,84 @@ def test_a_plan_with_other_tensors(tmp_path: Path, faults: Faults, device: Devic
         load_engine(other, device.info)
 
 
-def cuda_array(memory: DeviceBuffer, shape: tuple[int, ...]) -> DeviceArray:
-    strides = tuple(4 * int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
-    return DeviceArray(memory.address, shape, strides, "float32", None, memory)
-
-
-def test_the_executor_alone(tmp_path: Path, faults: Faults, device: Device) -> None:
-    """`run` on CUDA arrays of the caller's, at changing shapes."""
+def test_the_network_on_buffers_of_its_caller(tmp_path: Path, faults: Faults, device: Device) -> None:
+    """Contexts of several shapes share one workspace and the same tensors, as the lane's programs do, turn by turn."""
     bundle = bundle_of(tmp_path)
     executor, stream, spec = TensorRTExecutor(bundle, device), device.stream(), bundle.manifest.spec
-    assert executor.note == ""
-    pinned = device.allocate_pinned(1 << 20)
+    pinned, workspace = device.allocate_pinned(1 << 20), device.allocate(executor.workspace_bytes)
     memory = {name: device.allocate(1 << 19) for name in ("image", "hm", "wh", "reg")}
-    for height, width in ((60, 90), (60, 90), (30, 30)):
+    addresses = {name: buffer.address for name, buffer in memory.items()}
+    contexts: dict[tuple[int, int, int], NetworkContext] = {}
+    for height, width in ((60, 90), (60, 90), (30, 30), (60, 90)):
         placement = place(spec.input, width, height)
         image = scene(height, width) if height > 30 else np.full((30, 30, 3), 200, np.uint8)
         tensor = preprocess([image], [placement], spec.input)
         heads = allocate_heads(bundle.manifest, 1, *tensor.shape[2:])
         pinned.array[: tensor.nbytes] = tensor.view(np.uint8).reshape(-1)
         stream.copy_to_device(memory["image"].address, pinned.address, tensor.nbytes)
-        outputs = {name: cuda_array(memory[name], head.shape) for name, head in heads.items()}
-        executor.run({"image": cuda_array(memory["image"], tensor.shape)}, outputs, stream)
+        shape = (1, *tensor.shape[2:])
+        if shape not in contexts:
+            contexts[shape] = executor.context(shape, addresses, workspace.address, stream)
+        contexts[shape].enqueue(stream)
         for name, head in heads.items():
             stream.copy_to_host(pinned.address, memory[name].address, head.nbytes)
             stream.synchronize()
             head[...] = pinned.array[: head.nbytes].view(np.float32).reshape(head.shape)
         with Detector.load(bundle, backend="onnxruntime", threads=1) as host:
             same(decode(heads, spec, [placement], 0.3)[0], host.detect(image, 0.3))
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({}, "the input 'image' is missing"),
-        ({"image": cuda_array(memory["image"], (1, 3, 16, 64))}, "was asked for; the engine was built for"),
-        ({"image": cuda_array(memory["image"], (1, 2, 64, 64))}, "of shape (1, 3, 64, 64) was expected"),
-        ({"image": np.zeros((1, 3, 64, 64))}, "an array in GPU memory was expected, found ndarray"),
-    ]
-    for inputs, message in wrong:
-        with pytest.raises(InputError) as caught:
-            executor.run(inputs, {} if not inputs else outputs, stream)
-        assert message in str(caught.value)
-    with pytest.raises(InputError, match="needs a stream"):
-        executor.run({"image": cuda_array(memory["image"], (1, 3, 64, 64))}, outputs)
+    assert len(contexts) == 2
+    for context in contexts.values():
+        context.close()
+        context.close()
     executor.close()
     executor.close()
     with pytest.raises(BackendError, match="the executor is closed"):
-        executor.run({"image": cuda_array(memory["image"], (1, 3, 32, 32))}, outputs, stream)
+        executor.context((1, 32, 32), addresses, workspace.address, stream)
+
+
+def test_what_the_network_cannot_be_bound_to(tmp_path: Path, faults: Faults, device: Device) -> None:
+    executor, stream = TensorRTExecutor(bundle_of(tmp_path), device), device.stream()
+    workspace = device.allocate(executor.workspace_bytes)
+    memory = {name: device.allocate(1 << 19) for name in ("image", "hm", "wh", "reg")}
+    addresses = {name: buffer.address for name, buffer in memory.items()}
+    with pytest.raises(InputError, match="was asked for; the engine was built for"):
+        executor.context((1, 16, 64), addresses, workspace.address, stream)
+    before = device.open_resources
+    for name, address in addresses.items():
+        with pytest.raises(BackendError, match=f"refuses the address of '{name}'"):
+            executor.context((1, 64, 64), addresses | {name: address + 1}, workspace.address, stream)
+        fewer = {other: at for other, at in addresses.items() if other != name}
+        context = executor.context((1, 64, 64), fewer, workspace.address, stream)
+        with pytest.raises(BackendError, match="not all addresses were set"):
+            context.enqueue(stream)
+        context.close()
+    assert device.open_resources == before
+    executor.close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 2, 64, 64), "float32", r"of shape \(1, 3, height, width\) was expected"),
+        ((1, 3, 64, 64), "float64", "an array of float64 and shape"),
+        (None, "float32", "an array in GPU memory was expected, found ndarray"),
+    ],
+)
+def test_arrays_that_are_no_network_input(
+    tmp_path: Path, faults: Faults, device: Device, shape: tuple[int, ...] | None, dtype: str, message: str
+) -> None:
+    """Arrays of the caller's reach the kernels through `GpuOps`, which looks at them first."""
+    memory = device.allocate(1 << 19)
+    array: Any = np.zeros((1, 3, 64, 64), np.float32)
+    if shape is not None:
+        size = np.dtype(dtype).itemsize
+        strides = tuple(size * int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+        array = DeviceArray(memory.address, shape, strides, dtype, None, memory)
+    with (
+        GpuOps(tiny_spec(), max_batch=1, max_pixels=10000, binding="cuda-bindings") as ops,
+        pytest.raises(InputError, match=message),
+    ):
+        ops.preprocess([scene(60, 60)], array)
 
 
 def test_the_compiled_kernels_are_kept(tmp_path: Path, faults: Faults) -> None:

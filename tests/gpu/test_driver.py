@@ -20,8 +20,8 @@ from centernet_trt.runtime.driver_errors import DriverError
 from centernet_trt.runtime.driver_objects import Stream
 from centernet_trt.runtime.geometry import place
 from centernet_trt.runtime.gpu_kernels import Kernels
-from centernet_trt.runtime.kernel_params import image_descriptor, level_table, preprocess_params
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.kernel_params import image_descriptor, preprocess_params
+from centernet_trt.runtime.preprocess import level_table, preprocess
 from centernet_trt.runtime.presets import preset
 
 pytestmark = pytest.mark.gpu

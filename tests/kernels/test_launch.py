@@ -21,8 +21,9 @@ from centernet_trt.kernels.launch import (
     plan_preprocess,
 )
 from centernet_trt.kernels.outputs import DecodeLayout
-from centernet_trt.runtime.kernel_params import absent_image, decode_params, extra_columns, level_table
-from centernet_trt.runtime.preprocess import normalise
+from centernet_trt.runtime import kernel_params, preprocess
+from centernet_trt.runtime.kernel_params import absent_image, decode_params, extra_columns
+from centernet_trt.runtime.preprocess import level_table, normalise
 from centernet_trt.runtime.presets import PRESET_NAMES, preset
 from centernet_trt.runtime.spec import ModelSpec, RawExtra
 
@@ -164,6 +165,20 @@ def test_level_table_is_the_hosts(name: str) -> None:
     out = np.empty((1, 3, 1, 256), dtype=np.float32)
     normalise([image], spec, out)
     np.testing.assert_array_equal(level_table(spec), out[0, :, 0])
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_host_and_gpu_share_one_level_table(name: str) -> None:
+    """One array, so that the two cannot drift apart, and neither side can change it."""
+    spec = preset(name).input
+    assert kernel_params.level_table(spec) is preprocess.level_table(spec)
+    with pytest.raises(ValueError, match="read-only"):
+        level_table(spec)[0, 0] = 1.0
+    levels = [
+        [np.float32((level * spec.scale - mean) / std) for level in range(256)]
+        for mean, std in zip(spec.mean, spec.std, strict=True)
+    ]
+    np.testing.assert_array_equal(level_table(spec), np.array(levels))
 
 
 def test_more_further_heads_than_the_kernel_takes() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from kernel_runs import PreprocessRun, run_preprocess
 
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.kernel_params import absent_image, level_table
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.kernel_params import absent_image
+from centernet_trt.runtime.preprocess import level_table, preprocess
 from centernet_trt.runtime.presets import preset
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
 

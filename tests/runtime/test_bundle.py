@@ -20,6 +20,21 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["schema"] == 1
 
 
+def test_the_empty_accuracy_list_of_earlier_bundles(tmp_path: Path) -> None:
+    """It is read and not written; figures in it were never written by any version, and are refused."""
+    bundle = write_tiny_bundle(tmp_path / "b")
+    path = bundle.path / "manifest.json"
+    data = json.loads(path.read_text())
+    assert "accuracy" not in data
+    path.write_text(json.dumps(data | {"accuracy": []}))
+    old = EngineBundle.load(bundle.path).manifest
+    assert old == bundle.manifest
+    assert json.loads(old.to_json()) == data
+    path.write_text(json.dumps(data | {"accuracy": [{"metric": "AP"}]}))
+    with pytest.raises(BundleError, match="accuracy"):
+        EngineBundle.load(bundle.path)
+
+
 def test_every_damage_is_refused_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "b"
     write_tiny_bundle(folder)

@@ -1,5 +1,4 @@
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from tiny_bundle import write_tiny_bundle
 from centernet_trt.errors import InputError
 from centernet_trt.runtime import Detector, EngineBundle
 from centernet_trt.runtime.bundle import MANIFEST
-from centernet_trt.runtime.manifest import Manifest, ProfileRecord, ShapeRange
+from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
 from centernet_trt.runtime.profiles import (
     batch_to_run,
     check_size,
@@ -113,16 +112,6 @@ def test_buffers_hold_every_batch_that_can_run(profiles: list[ProfileRecord], ma
         most = min(max_batch, largest_batch(profiles, height, width))
         for images in range(1, most + 1):
             assert batch_to_run(profiles, images, height, width) * height * width <= room
-
-
-def test_a_bundle_from_before_there_were_several_profiles(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path / "b")
-    data = json.loads((bundle.path / MANIFEST).read_text())
-    (only,) = data.pop("profiles")
-    (bundle.path / MANIFEST).write_text(json.dumps(data | {"profile": only}))
-    old = EngineBundle.load(bundle.path).manifest
-    assert old.profiles == bundle.manifest.profiles
-    assert Manifest.model_validate_json(old.to_json()) == old
 
 
 def test_the_host_serves_every_profile_and_nothing_else(tmp_path: Path) -> None:

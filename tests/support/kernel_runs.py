@@ -18,9 +18,9 @@ from centernet_trt.runtime.kernel_params import (
     decode_params,
     extra_columns,
     image_descriptor,
-    level_table,
     preprocess_params,
 )
+from centernet_trt.runtime.preprocess import level_table
 from centernet_trt.runtime.spec import ModelSpec
 
 Heads = Mapping[str, npt.NDArray[Any]]
