@@ -14,12 +14,13 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.flavours import Flavour, load_flavour
 from centernet_trt.errors import BackendError
-from centernet_trt.runtime import EngineBundle, trt_log
+from centernet_trt.runtime import EngineBundle
 from centernet_trt.runtime.manifest import ProfileRecord
 from centernet_trt.runtime.presets import read_spec
 from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.trt import logging as trt_log
+from centernet_trt.runtime.trt.flavours import Flavour, load_flavour
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ from rich.table import Table
 
 from centernet_trt.evaluation.environment import environment
 from centernet_trt.evaluation.tables import text_table
+from centernet_trt.runtime.backend import GpuOptions
 from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.detector import Detector
-from centernet_trt.runtime.driver_binding import BindingName
-from centernet_trt.runtime.gpu_options import GpuOptions
 from centernet_trt.runtime.manifest import FileRecord, Manifest, ProfileRecord, ShapeRange, TensorRecord
 from centernet_trt.runtime.presets import preset
-from centernet_trt.runtime.request_types import Batching
+from centernet_trt.runtime.serving.types import Batching
 
 SIDE = 640, 480
 FOUND = 20  # detections an image

@@ -16,27 +16,25 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from centernet_trt.builder.calibration.activations import batches
-from centernet_trt.builder.calibration.collect import collect_histograms, collect_statistics
 from centernet_trt.builder.calibration.images import images_of
 from centernet_trt.builder.calibration.record import read_record
+from centernet_trt.builder.calibration.statistics import batches, collect_histograms, collect_statistics
 from centernet_trt.builder.calibration.thresholds import METHODS, all_thresholds
-from centernet_trt.builder.inference import refresh_shapes
-from centernet_trt.builder.loading import load_model
+from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
+from centernet_trt.builder.graph.load import load_model
+from centernet_trt.builder.graph.shapes import refresh_shapes
+from centernet_trt.builder.int8.equalise import replay
+from centernet_trt.builder.int8.layers import Rules, share_in_int8, survey
+from centernet_trt.builder.int8.placement import place, raise_opset
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.passes.heads import keep_heads
-from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
-from centernet_trt.builder.quantise.equalise import replay
-from centernet_trt.builder.quantise.layers import Rules, share_in_int8, survey
-from centernet_trt.builder.quantise.placement import place, raise_opset
-from centernet_trt.evaluation.agreement import agreement
-from centernet_trt.evaluation.bootstrap import paired_drop
-from centernet_trt.evaluation.coco import CocoGroundTruth
-from centernet_trt.runtime.decode import decode
+from centernet_trt.evaluation.accuracy.agreement import agreement
+from centernet_trt.evaluation.accuracy.bootstrap import paired_drop
+from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.onnxruntime_executor import open_session
+from centernet_trt.runtime.host.decode import decode
+from centernet_trt.runtime.host.onnxruntime import open_session
 from centernet_trt.runtime.presets import read_spec
 from centernet_trt.runtime.spec import FixedSize, ModelSpec
 

@@ -7,26 +7,24 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import BackendError
-from centernet_trt.evaluation.gpu.arrays import DeviceTensor
-from centernet_trt.kernels.launch import plan_decode, plan_preprocess
-from centernet_trt.kernels.outputs import DecodeLayout
+from centernet_trt.evaluation.bench.gpu_timer import DeviceTensor
+from centernet_trt.kernels.launch import DecodeLayout, plan_decode, plan_preprocess
 from centernet_trt.kernels.structs import DecodeParams, PreprocessParams
-from centernet_trt.runtime.decode import decode
+from centernet_trt.runtime.cuda.device import Device, close_all
+from centernet_trt.runtime.cuda.resources import Stream
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.driver import Device, close_all
-from centernet_trt.runtime.driver_objects import Stream
 from centernet_trt.runtime.geometry import Placement, place
-from centernet_trt.runtime.gpu_kernels import Kernels
-from centernet_trt.runtime.kernel_params import (
+from centernet_trt.runtime.gpu.kernels import (
+    Kernels,
     decode_params,
+    detections_of,
     extra_columns,
     image_descriptor,
-    level_table,
     preprocess_params,
 )
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.host.decode import decode
+from centernet_trt.runtime.host.preprocess import level_table, preprocess
 from centernet_trt.runtime.presets import preset
-from centernet_trt.runtime.row_detections import detections_of
 from centernet_trt.runtime.spec import FixedSize, FixRes, ModelSpec
 
 Array = npt.NDArray[Any]

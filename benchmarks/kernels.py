@@ -21,14 +21,13 @@ from kernel_steps import DecodeStep, PreprocessStep
 from kernel_tables import judge, tables
 
 from centernet_trt.errors import CenterNetError, InputError
-from centernet_trt.evaluation.clock import WHOLE
+from centernet_trt.evaluation.bench.gpu_timer import GpuTimer
+from centernet_trt.evaluation.bench.roofline import COPY_BYTES, TRAIN, measure_floor
+from centernet_trt.evaluation.bench.statistics import stability, summarise
+from centernet_trt.evaluation.bench.timing import WHOLE, Subject, TimingRules, measure
 from centernet_trt.evaluation.environment import device_record
-from centernet_trt.evaluation.gpu.floor import COPY_BYTES, TRAIN, measure_floor
-from centernet_trt.evaluation.gpu.timer import GpuTimer
-from centernet_trt.evaluation.timing import Subject, TimingRules, measure
-from centernet_trt.evaluation.timing_statistics import stability, summarise
-from centernet_trt.runtime.driver import Device, close_all
-from centernet_trt.runtime.gpu_kernels import Kernels
+from centernet_trt.runtime.cuda.device import Device, close_all
+from centernet_trt.runtime.gpu.kernels import Kernels
 
 THRESHOLD = 0.3
 _MOST_COPIES = 64

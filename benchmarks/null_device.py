@@ -13,13 +13,13 @@ from typing import Any, cast
 from centernet_trt.kernels.launch import DecodePlan, PreprocessPlan
 from centernet_trt.kernels.structs import DecodeParams, PreprocessParams
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.driver import Device
-from centernet_trt.runtime.driver_binding import BindingName, DeviceInfo
-from centernet_trt.runtime.driver_objects import Stream
-from centernet_trt.runtime.gpu_kernels import Kernels
+from centernet_trt.runtime.cuda.binding import BindingName, DeviceInfo
+from centernet_trt.runtime.cuda.device import Device
+from centernet_trt.runtime.cuda.resources import Stream
+from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.kernels import Kernels
 from centernet_trt.runtime.manifest import Manifest, PlanRecord
-from centernet_trt.runtime.pipeline import Pipeline
-from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
+from centernet_trt.runtime.trt.context import TensorRTExecutor
 
 DRIVER = "driver "
 """What the names of the driver's functions begin with."""

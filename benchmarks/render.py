@@ -20,9 +20,9 @@ from build_table import build_table
 from common import RESULTS, ROOT, read_json
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.bench_compare import compare_entries
-from centernet_trt.evaluation.bench_report import BenchReport, read_report
-from centernet_trt.evaluation.bench_tables import overview, tables_of
+from centernet_trt.evaluation.bench.compare import compare_entries
+from centernet_trt.evaluation.bench.report import BenchReport, read_report
+from centernet_trt.evaluation.bench.tables import overview, tables_of
 from centernet_trt.evaluation.environment import STANDIN_NAME
 from centernet_trt.evaluation.model_table import markdown_page, model_table
 from centernet_trt.evaluation.tables import Table, text_table
@@ -338,8 +338,7 @@ def check_real(results: Path) -> None:
 
 def write_picture(results: Path, target: Path) -> None:
     """Draw the first benchmark report as PNG."""
-    from centernet_trt.evaluation.bench_plots import whole_figure
-    from centernet_trt.evaluation.plotting import write_png
+    from centernet_trt.evaluation.bench.html import whole_figure, write_png
 
     write_png(whole_figure(_reports(results, "bench-")[0][1]), target, dpi=80)
 

@@ -25,7 +25,7 @@ from centernet_trt.errors import CenterNetError, InputError
 from centernet_trt.evaluation.environment import device_label, device_record
 from centernet_trt.evaluation.tables import Table, text_table
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.driver import Device
+from centernet_trt.runtime.cuda.device import Device
 
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("portable", "sm_80", "current")

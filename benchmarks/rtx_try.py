@@ -17,21 +17,18 @@ from typing import Any
 import numpy as np
 
 from centernet_trt.errors import BundleError, CenterNetError
-from centernet_trt.evaluation.clock import WHOLE
+from centernet_trt.evaluation.accuracy.compare import ErrorSum
+from centernet_trt.evaluation.bench.gpu_timer import DeviceTensor, GpuTimer
+from centernet_trt.evaluation.bench.statistics import summarise
+from centernet_trt.evaluation.bench.timing import WHOLE, TimingRules, measure
 from centernet_trt.evaluation.environment import device_record
-from centernet_trt.evaluation.gpu.arrays import DeviceTensor
-from centernet_trt.evaluation.gpu.timer import GpuTimer
-from centernet_trt.evaluation.tensor_error import ErrorSum
-from centernet_trt.evaluation.timing import TimingRules, measure
-from centernet_trt.evaluation.timing_statistics import summarise
-from centernet_trt.runtime import trt_log
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.driver import Device, close_all
-from centernet_trt.runtime.executor import allocate_heads
-from centernet_trt.runtime.gpu_memory import tensor_bytes
-from centernet_trt.runtime.onnxruntime_executor import OnnxRuntimeExecutor
-from centernet_trt.runtime.tensorrt_executor import NetworkContext, TensorRTExecutor
-from centernet_trt.runtime.tensorrt_layers import EngineLayer, parse_layers
+from centernet_trt.runtime.cuda.device import Device, close_all
+from centernet_trt.runtime.gpu.buffers import tensor_bytes
+from centernet_trt.runtime.host.onnxruntime import OnnxRuntimeExecutor, allocate_heads
+from centernet_trt.runtime.trt import logging as trt_log
+from centernet_trt.runtime.trt.context import NetworkContext, TensorRTExecutor
+from centernet_trt.runtime.trt.inspector import EngineLayer, parse_layers
 
 STEPS = ("read", "deserialise", "inspect", "context", "run", "compare", "time", "graph", "layers", "done")
 _MOST_LINES = 200

@@ -3,7 +3,7 @@
     python benchmarks/seed_models.py --reference ../shared/reference --json benchmarks/results/seed-models.json
 
 Two oracles: the stored outputs of the public PyTorch models (128 x 128, 80 classes), and, where PyTorch is installed, a
-second implementation of every network in float64 (tests/support/torch_networks.py), at other sizes, two images, 20
+second implementation of every network in float64 (tests/helpers/torch_networks.py), at other sizes, two images, 20
 classes. Each graph is compared as exported, and with batch norms folded and deformable convolutions lowered.
 """
 
@@ -20,10 +20,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from centernet_trt.builder.architectures.registry import ARCHITECTURES
-from centernet_trt.builder.complexity import count_complexity
-from centernet_trt.builder.deformable_lowering import lower_deform_conv
-from centernet_trt.builder.export import export_model, random_weights
+from centernet_trt.builder.export.export import export_model, random_weights
+from centernet_trt.builder.export.registry import ARCHITECTURES
+from centernet_trt.builder.graph.complexity import count_complexity
+from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
 from centernet_trt.evaluation.environment import environment
 
 Array = NDArray[Any]
@@ -73,8 +73,8 @@ def against_torch(name: str) -> list[dict[str, Any]]:
     """Errors against the second implementation; nothing where PyTorch is missing."""
     if importlib.util.find_spec("torch") is None:
         return []
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-    from torch_networks import torch_heads  # type: ignore[import-not-found]
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from helpers.torch_networks import torch_heads  # type: ignore[import-not-found]
 
     weights = random_weights(ARCHITECTURES[name].network(OTHER_CLASSES).parameters, seed=3)
     rows = []

@@ -19,15 +19,15 @@ from common import check_target, command_line, result, write_result
 from kernel_steps import official_spec, random_heads
 
 from centernet_trt.errors import BackendError, CenterNetError
+from centernet_trt.evaluation.bench.gpu_timer import DeviceTensor
 from centernet_trt.evaluation.environment import device_label, device_record
-from centernet_trt.evaluation.gpu.arrays import DeviceTensor
 from centernet_trt.evaluation.tables import text_table
 from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.detector import Detector
-from centernet_trt.runtime.driver import Device
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.gpu_ops import GpuOps
+from centernet_trt.runtime.gpu.ops import GpuOps
 from centernet_trt.runtime.images import BgrImage
 
 CALLS = 100_000

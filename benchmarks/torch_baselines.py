@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kernel_steps import DecodeStep, PreprocessStep
 
 from centernet_trt.errors import BackendError
-from centernet_trt.runtime.driver_objects import Stream
+from centernet_trt.runtime.cuda.resources import Stream
 from centernet_trt.runtime.geometry import Placement
 
 EAGER, COMPILED = "PyTorch eager", "torch.compile"

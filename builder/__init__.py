@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from centernet_trt.builder.build import BuildOptions, build
-    from centernet_trt.builder.export import export_model
-    from centernet_trt.builder.guess import guess_spec
+    from centernet_trt.builder.export.export import export_model
+    from centernet_trt.builder.guess.spec import guess_spec
 
 __all__ = ["BuildOptions", "build", "export_model", "guess_spec"]
 
 _LAZY = {
     "BuildOptions": "centernet_trt.builder.build",
-    "export_model": "centernet_trt.builder.export",
-    "guess_spec": "centernet_trt.builder.guess",
+    "export_model": "centernet_trt.builder.export.export",
+    "guess_spec": "centernet_trt.builder.guess.spec",
 }
 
 

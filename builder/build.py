@@ -1,4 +1,4 @@
-"""The whole road: an ONNX file and a spec -> an engine bundle on disk."""
+"""Build an engine bundle from an ONNX file and a ModelSpec."""
 
 import json
 import shlex
@@ -6,35 +6,59 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from centernet_trt import __version__
-from centernet_trt.builder import weights
 from centernet_trt.builder.calibration.images import CalibrationImages, images_of
-from centernet_trt.builder.flavours import load_flavour
-from centernet_trt.builder.inference import PROTOBUF_LIMIT, serialised_size
-from centernet_trt.builder.layers import requested_layers
-from centernet_trt.builder.plan import Plan, Profile, build_plan
-from centernet_trt.builder.prepare import SpecFinder, Typing, prepare
+from centernet_trt.builder.graph import external_data as weights
+from centernet_trt.builder.graph.shapes import PROTOBUF_LIMIT, element_types, serialised_size
+from centernet_trt.builder.int8.layers import layers_in_int8
+from centernet_trt.builder.int8.quantise import Int8Options
+from centernet_trt.builder.int8.report import layer_rows, summary, write_int8
+from centernet_trt.builder.prepare import Reporter, Silence, SpecFinder, Typing, peak_memory, prepare
 from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
-from centernet_trt.builder.progress import Reporter, Silence, peak_memory
-from centernet_trt.builder.quantise.files import summary, write_int8
-from centernet_trt.builder.quantise.int8 import Int8Options
-from centernet_trt.builder.quantise.report import layer_rows
+from centernet_trt.builder.trt.plan import Plan, Profile, build_plan
 from centernet_trt.calib_data import FOLDER
-from centernet_trt.runtime.bundle import MANIFEST, EngineBundle, record_file
-from centernet_trt.runtime.bundle_writer import replacing_folder
-from centernet_trt.runtime.manifest import (
-    FileRecord,
-    Manifest,
-    PlanRecord,
-    Precision,
-    ShapeRange,
-)
+from centernet_trt.runtime.bundle import MANIFEST, EngineBundle, record_file, replacing_folder
+from centernet_trt.runtime.manifest import FileRecord, Manifest, PlanRecord, Precision, ShapeRange
 from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.trt.flavours import load_flavour
+
+_NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.INT8: "int8"}
+
+
+def requested_layers(
+    model: ModelProto, kept_fp32: dict[str, str], reasons: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """One row for each node of a typed graph: name, operator, precision, and why it stayed fp32 or fp16.
+
+    The precision is that of the node's result; `int8` for a layer whose activations and weights are dequantised.
+    `reasons` says, for layers of an int8 graph, why each is what it is.
+
+    `source` is `graph`: what was asked for. What an engine made of it only TensorRT's inspector can say, on a GPU.
+    """
+    types = element_types(model)
+    in_int8 = layers_in_int8(model)
+    why = (reasons or {}) | kept_fp32
+    rows = []
+    for node in model.graph.node:
+        kind = types.get(str(node.output[0]), int(TensorProto.UNDEFINED))
+        row = {
+            "name": node.name,
+            "op": node.op_type,
+            "precision": _NAMES.get(kind, str(TensorProto.DataType.Name(kind)).lower()),
+            "source": "graph",
+        }
+        if node.name in in_int8:
+            row["precision"] = "int8"
+        if node.name in why:
+            row["reason"] = why[node.name]
+        rows.append(row)
+    return rows
+
 
 # The range check of fp16 is to cost no more than some dozen seconds of one core by itself: multiply-adds.
 RANGE_CHECK_WORK = 3e11

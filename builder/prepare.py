@@ -1,40 +1,40 @@
-"""A source ONNX file -> the typed graph that is compiled, pass by pass, compared with its source."""
+"""The pass list from a source graph to a typed graph."""
 
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from onnx import ModelProto, TensorProto
 
-from centernet_trt.builder.calibration.images import CalibrationImage
-from centernet_trt.builder.comparison import (
-    compare_with_source,
-    comparison_records,
-    head_channels,
-    input_values,
-)
-from centernet_trt.builder.deformable import has_deform_conv
-from centernet_trt.builder.deformable_lowering import lower_deform_conv
-from centernet_trt.builder.equivalence import check_dynamic_batch
-from centernet_trt.builder.fp16_ranges import (
+from centernet_trt.builder.calibration.fp16_ranges import (
     affordable,
     faint,
     measure_ranges,
     nodes_beyond_fp16,
     nodes_of_heads,
 )
-from centernet_trt.builder.inference import refresh_shapes
+from centernet_trt.builder.calibration.images import CalibrationImage
+from centernet_trt.builder.graph.compare import (
+    check_dynamic_batch,
+    compare_with_source,
+    comparison_records,
+    head_channels,
+    input_values,
+)
+from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
+from centernet_trt.builder.graph.shapes import refresh_shapes
+from centernet_trt.builder.int8.quantise import Int8Options, Int8Result, make_int8
+from centernet_trt.builder.int8.validate import Measured, measure
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.builder.passes.deform_conv import has_deform_conv
+from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.passes.heads import keep_heads
-from centernet_trt.builder.passes.quantised import carries_quantisation, repair_quantised
-from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
-from centernet_trt.builder.progress import Passes, Reporter, Silence
-from centernet_trt.builder.quantise.int8 import Int8Options, Int8Result, make_int8
-from centernet_trt.builder.quantise.measured import Measured, measure
+from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quantised
 from centernet_trt.builder.source import read_source
 from centernet_trt.errors import InputError, SpecError
 from centernet_trt.runtime.manifest import (
@@ -46,6 +46,68 @@ from centernet_trt.runtime.manifest import (
     TensorType,
 )
 from centernet_trt.runtime.spec import FixedSize, InputSpec, ModelSpec
+
+__all__ = ["Passes", "Reporter", "Silence", "peak_memory"]
+
+T = TypeVar("T")
+
+
+class Reporter(Protocol):
+    """Hears how a build goes on."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Part of the stage is done; `total` 0 where it is not known."""
+
+
+class Silence:
+    """Hears, and says nothing."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Part of the stage is done."""
+
+
+class Passes:
+    """Runs passes one by one; `records` has a row for each, `notes` what the user should know."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        """Tell `reporter`."""
+        self._reporter = reporter
+        self.records: list[PassRecord] = []
+        self.notes: list[str] = []
+
+    def run(self, name: str, function: Callable[[], T]) -> T:
+        """Run a pass; what it returns, a model or something that has one, says how many nodes there are now."""
+        self._reporter.step(name, len(self.records), 0)
+        start = time.perf_counter()
+        result = function()
+        seconds = round(time.perf_counter() - start, 4)
+        model: Any = getattr(result, "model", result)
+        nodes = len(model.graph.node) if isinstance(model, ModelProto) else self.records[-1].nodes
+        self.records.append(PassRecord(name=name, seconds=seconds, nodes=nodes, peak_bytes=peak_memory()))
+        return result
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has held so far, in bytes of resident pages; None where nobody counts it."""
+    try:
+        # Not getrusage where this is: its figure survives exec, and would be that of a larger process which started us.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
 
 SpecFinder = Callable[[ModelProto], ModelSpec]
 """Finds the spec in a source graph, as `guess.guess_spec` does."""

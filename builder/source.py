@@ -6,12 +6,10 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from centernet_trt.builder.complexity import count_complexity
-from centernet_trt.builder.deformable import has_deform_conv, standardise_deform_conv
-from centernet_trt.builder.deformable_spellings import FOREIGN_OPS
-from centernet_trt.builder.loading import load_model
-from centernet_trt.builder.passes.heads import keep_heads
-from centernet_trt.builder.passes.shapes import make_dynamic, set_input_size
+from centernet_trt.builder.graph.complexity import count_complexity
+from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
+from centernet_trt.builder.graph.load import load_model
+from centernet_trt.builder.passes.deform_conv import FOREIGN_OPS, has_deform_conv, standardise_deform_conv
 from centernet_trt.errors import CenterNetError
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest

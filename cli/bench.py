@@ -2,7 +2,9 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,25 +12,136 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from centernet_trt.cli.bench_gpu import (
-    BackendChoice,
-    BindingChoice,
-    CacheChoice,
-    GpuChoices,
-    InputChoice,
-    gpu_options,
-    runs_on_gpu,
-)
-from centernet_trt.cli.console import err, out, progress_bar, write_json
+from centernet_trt.cli.console import err, out, progress_bar, write_json, write_text
 from centernet_trt.cli.detect import ModeChoice
-from centernet_trt.cli.files import write_text
-from centernet_trt.errors import InputError
+from centernet_trt.errors import BackendError, CenterNetError, InputError
 from centernet_trt.runtime.bundle import EngineBundle, sha256_of
 
 if TYPE_CHECKING:
-    from centernet_trt.evaluation.bench import BenchOptions
-    from centernet_trt.evaluation.bench_report import BenchReport
-    from centernet_trt.evaluation.gpu.bench_options import GpuBenchOptions
+    from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
+    from centernet_trt.evaluation.bench.report import BenchReport
+    from centernet_trt.evaluation.bench.run import BenchOptions
+    from centernet_trt.evaluation.bench.timing import TimingRules
+
+
+class BackendChoice(StrEnum):
+    """Where the network runs."""
+
+    auto = "auto"
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+
+
+class CacheChoice(StrEnum):
+    """State of the L2 cache when a call begins."""
+
+    warm = "warm"
+    cold = "cold"
+
+
+class InputChoice(StrEnum):
+    """Where the images come from."""
+
+    pageable = "pageable"
+    pinned = "pinned"
+    device = "device"
+
+
+class BindingChoice(StrEnum):
+    """Python package for the CUDA driver."""
+
+    auto = "auto"
+    pycuda = "pycuda"
+    cuda_bindings = "cuda-bindings"
+
+
+@dataclass(frozen=True)
+class GpuChoices:
+    """What was asked for on the command line."""
+
+    backend: BackendChoice = BackendChoice.auto
+    device: str = "0"
+    cache: CacheChoice = CacheChoice.warm
+    input: InputChoice = InputChoice.pageable
+    graph: bool = True
+    streams: tuple[int, ...] = (1, 2)
+    binding: BindingChoice = BindingChoice.auto
+
+
+def runs_on_gpu(bundles: Sequence[EngineBundle], choices: GpuChoices) -> bool:
+    """Whether all bundles are to run in TensorRT.
+
+    Raises:
+        BackendError: TensorRT was asked for, or some bundles can use it and others not: that is no comparison.
+    """
+    if choices.backend is BackendChoice.onnxruntime:
+        return False
+    from centernet_trt.runtime.backend import GpuOptions
+    from centernet_trt.runtime.select import why_not_tensorrt
+
+    options = GpuOptions(device=_device(choices))
+    problems: dict[str, CenterNetError] = {}
+    for bundle in bundles:
+        problem = why_not_tensorrt(bundle, options)
+        if problem is not None:
+            problems[bundle.manifest.name] = problem
+    if not problems:
+        return True
+    if choices.backend is BackendChoice.auto and len(problems) == len(bundles):
+        return False
+    name, first = next(iter(problems.items()))
+    raise BackendError(
+        f"TensorRT cannot run {name} here: {first.message}",
+        f"{first.hint}; or measure on the host with --backend onnxruntime",
+    )
+
+
+def gpu_options(
+    choices: GpuChoices,
+    rules: "TimingRules",
+    batches: Sequence[int],
+    in_flight: Sequence[int],
+    images: Sequence[Path],
+) -> "GpuBenchOptions":
+    """The options of `run_gpu_bench`; the upload buffer is made for the largest of the images.
+
+    Args:
+        choices: of the command line.
+        rules: how long.
+        batches: sizes of the throughput mode; none leaves it out.
+        in_flight: images under way in `submit`.
+        images: files.
+
+    Raises:
+        InputError: an image that cannot be read.
+    """
+    from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
+    from centernet_trt.evaluation.bench.host_stages import load_pictures
+    from centernet_trt.runtime.backend import GpuOptions
+
+    pixels = max(p.pixels.shape[0] * p.pixels.shape[1] for p in load_pictures(images))
+    gpu = GpuOptions(
+        device=_device(choices),
+        streams=max(choices.streams),
+        cuda_graph=choices.graph,
+        max_pixels=pixels,
+        binding=choices.binding.value,
+    )
+    return GpuBenchOptions(
+        gpu=gpu,
+        rules=rules,
+        cache=choices.cache.value,
+        input=choices.input.value,
+        loads=tuple((streams, batch) for streams in choices.streams for batch in batches),
+        in_flight=tuple(in_flight),
+    )
+
+
+def _device(choices: GpuChoices) -> int | str:
+    if not choices.device:
+        raise InputError("--device is empty", "name a GPU by its number or UUID")
+    return int(choices.device) if choices.device.isdecimal() else choices.device
+
 
 Run = Callable[..., "BenchReport"]
 
@@ -135,9 +248,9 @@ def bench_command(
         return
     if not bundles:
         raise typer.BadParameter("name the folder of a bundle, or --compare A.json B.json")
-    from centernet_trt.evaluation.bench import BenchOptions
-    from centernet_trt.evaluation.floor import MachineRates
-    from centernet_trt.evaluation.timing import TimingRules
+    from centernet_trt.evaluation.bench.roofline import MachineRates
+    from centernet_trt.evaluation.bench.run import BenchOptions
+    from centernet_trt.evaluation.bench.timing import TimingRules
 
     if (bandwidth is None) != (rate is None):
         raise typer.BadParameter("--bandwidth and --rate go together")
@@ -146,7 +259,7 @@ def bench_command(
         rates = MachineRates(bandwidth * 1e9, rate * 1e9, "given with --bandwidth and --rate")
     if png is not None or html is not None:
         # Minutes of measuring should not end in a missing package.
-        from centernet_trt.evaluation.plotting import new_figure
+        from centernet_trt.evaluation.bench.html import new_figure
 
         new_figure(1, 1)
     loads = [(1, batch) for batch in _numbers(batches)] + [(count, 1) for count in _numbers(threads)]
@@ -178,7 +291,7 @@ def bench_command(
 
 def _images(folder: Path | None, most: int) -> list[Path]:
     from centernet_trt.calib_data import sample_images
-    from centernet_trt.evaluation.host_pipeline import pick_images
+    from centernet_trt.evaluation.bench.host_stages import pick_images
 
     if folder is None:
         return [image.path for image in sample_images()][:most]
@@ -189,7 +302,7 @@ def _host_run(
     bundles: list[EngineBundle], images: list[Path], options: "BenchOptions", source: Path | None
 ) -> Run:
     from centernet_trt.builder.source import count_work
-    from centernet_trt.evaluation.bench import run_bench
+    from centernet_trt.evaluation.bench.run import run_bench
 
     sources = {} if source is None else _sources(source, bundles)
     return partial(run_bench, bundles, images, options, counter=count_work, sources=sources)
@@ -197,14 +310,14 @@ def _host_run(
 
 def _gpu_run(bundles: list[EngineBundle], images: list[Path], options: "GpuBenchOptions") -> Run:
     from centernet_trt.builder.source import count_work
-    from centernet_trt.evaluation.gpu.bench import run_gpu_bench
+    from centernet_trt.evaluation.bench.gpu_run import run_gpu_bench
 
     return partial(run_gpu_bench, bundles, images, options, counter=count_work)
 
 
 def _measure(run: Run, json_file: Path | None, png: Path | None, html: Path | None) -> None:
-    from centernet_trt.cli.tables import show_tables
-    from centernet_trt.evaluation.bench_tables import tables_of
+    from centernet_trt.cli.console import show_tables
+    from centernet_trt.evaluation.bench.tables import tables_of
 
     with progress_bar() as progress:
         task = progress.add_task("starting", total=None)
@@ -220,12 +333,11 @@ def _measure(run: Run, json_file: Path | None, png: Path | None, html: Path | No
     if json_file is not None:
         write_text(json_file, report.to_text())
     if png is not None:
-        from centernet_trt.evaluation.bench_plots import whole_figure
-        from centernet_trt.evaluation.plotting import write_png
+        from centernet_trt.evaluation.bench.html import whole_figure, write_png
 
         write_png(whole_figure(report), png)
     if html is not None:
-        from centernet_trt.evaluation.bench_html import html_report
+        from centernet_trt.evaluation.bench.html import html_report
 
         write_text(html, html_report(report))
     for path in (json_file, png, html):
@@ -250,10 +362,10 @@ def _sources(source: Path, bundles: list[EngineBundle]) -> dict[Path, bytes]:
 
 
 def _compare(a: Path, b: Path, json_file: Path | None) -> None:
-    from centernet_trt.cli.tables import show_tables
-    from centernet_trt.evaluation.bench_compare import compare_reports
-    from centernet_trt.evaluation.bench_report import read_report
-    from centernet_trt.evaluation.bench_tables import comparison_table
+    from centernet_trt.cli.console import show_tables
+    from centernet_trt.evaluation.bench.compare import compare_reports
+    from centernet_trt.evaluation.bench.report import read_report
+    from centernet_trt.evaluation.bench.tables import comparison_table
 
     found = compare_reports(read_report(a), read_report(b))
     show_tables([comparison_table(found)])

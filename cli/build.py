@@ -186,8 +186,8 @@ def build_command(
 ) -> None:
     """Compile a CenterNet ONNX graph into an engine bundle."""
     from centernet_trt.builder.build import BuildOptions, build
-    from centernet_trt.builder.quantise.budget import Budget, BudgetError
-    from centernet_trt.builder.quantise.int8 import Int8Options
+    from centernet_trt.builder.int8.quantise import Int8Options
+    from centernet_trt.builder.int8.search import Budget, BudgetError
 
     recipe = read_recipe(model) if _is_recipe(model) else None
     path = _model_of(recipe, Path(model).parent, weights) if recipe else Path(model)
@@ -240,7 +240,7 @@ def _spec_of(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder
 
 
 def _guess_and_show(model: "ModelProto") -> ModelSpec:
-    from centernet_trt.builder.guess import guess_spec
+    from centernet_trt.builder.guess.spec import guess_spec
 
     guess = guess_spec(model)
     found = guess.require_spec()
@@ -252,7 +252,7 @@ def _guess_and_show(model: "ModelProto") -> ModelSpec:
 
 def _model_of(recipe: Recipe, folder: Path, given: Path | None) -> Path:
     """The ONNX file of a recipe: given, beside it, or fetched."""
-    from centernet_trt.builder.fetch import fetch_model
+    from centernet_trt.builder.fetch.download import fetch_model
 
     if given is not None:
         path = given

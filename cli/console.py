@@ -1,7 +1,7 @@
-"""What all commands share: the consoles, how an error is shown, exit codes, and the progress of a build."""
+"""Consoles, errors, tables and files of the command line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table as RichTable
 
 from centernet_trt.errors import CenterNetError, InputError
+from centernet_trt.evaluation.tables import Table
 
 EXIT_ERROR, EXIT_TOLERANCE = 1, 3  # 0 is success, 2 a usage error, which typer reports
 
@@ -78,3 +80,25 @@ class BuildProgress:
         self._progress.update(
             self._task, description=f"{self._stage}: {name}", completed=done, total=total or None
         )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, making its folder; InputError when that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def show_tables(tables: Sequence[Table]) -> None:
+    """Print tables, one below the other."""
+    # Piped into a file there is no width to keep to, and a cut figure is worse than a long line.
+    console = out if out.is_terminal else Console(width=240)
+    for table in tables:
+        shown = RichTable(title=escape(table.title), title_justify="left")
+        for row, column in enumerate(table.columns):
+            shown.add_column(escape(column), justify="left" if row == 0 else "right")
+        for cells in table.rows:
+            shown.add_row(*(escape(cell.text) for cell in cells))
+        console.print(shown)

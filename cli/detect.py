@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from centernet_trt.cli.console import EXIT_ERROR, err, out, progress_bar, show_error, write_json
-from centernet_trt.cli.pictures import AnnotatedWriter, Frame, expand_sources, frames
+from centernet_trt.cli.media import AnnotatedWriter, Frame, expand_sources, frames
 from centernet_trt.errors import CenterNetError
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.detector import Detector

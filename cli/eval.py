@@ -9,14 +9,13 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from centernet_trt.cli.console import err, out, progress_bar, write_json
+from centernet_trt.cli.console import err, out, progress_bar, write_json, write_text
 from centernet_trt.cli.detect import BackendChoice, ModeChoice
-from centernet_trt.cli.files import write_text
 
 if TYPE_CHECKING:
-    from centernet_trt.evaluation.coco import CocoGroundTruth
+    from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
     from centernet_trt.runtime.bundle import EngineBundle
-    from centernet_trt.runtime.tta import TestTimeAugmentation
+    from centernet_trt.runtime.tta.augment import TestTimeAugmentation
 
 Row = dict[str, Any]
 
@@ -63,7 +62,7 @@ def eval_command(
     ] = None,
 ) -> None:
     """Measure COCO mAP on annotated images, with no score threshold and the spec's top K."""
-    from centernet_trt.evaluation.coco import CocoGroundTruth
+    from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
     from centernet_trt.evaluation.model_table import markdown_page, unstable_times
     from centernet_trt.runtime.bundle import EngineBundle
 
@@ -94,7 +93,7 @@ def eval_command(
 
 def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugmentation | None":
     from centernet_trt.errors import InputError
-    from centernet_trt.runtime.tta import TestTimeAugmentation, augmentation_of
+    from centernet_trt.runtime.tta.augment import TestTimeAugmentation, augmentation_of
 
     if tta is None:
         if scales is not None:
@@ -114,7 +113,7 @@ def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugment
 
 
 def _check_same_classes(bundles: "list[EngineBundle]") -> None:
-    from centernet_trt.evaluation.verify import check_classes
+    from centernet_trt.evaluation.accuracy.compare import check_classes
 
     first = bundles[0].manifest
     for bundle in bundles[1:]:
@@ -131,7 +130,7 @@ def _detect(
     progress: Progress,
 ) -> tuple[list[Row], str]:
     """COCO rows of every annotated image, and the detector's note."""
-    from centernet_trt.evaluation.coco import coco_rows, detect_all, official_rounding
+    from centernet_trt.evaluation.accuracy.coco import coco_rows, detect_all, official_rounding
     from centernet_trt.runtime.detector import Detector
 
     total = len(truth.images)
@@ -174,8 +173,8 @@ def _result(
 
 
 def _drop(truth: "CocoGroundTruth", first: list[Row], rows: list[Row], progress: Progress) -> Row | None:
-    from centernet_trt.evaluation.bootstrap import paired_drop
-    from centernet_trt.evaluation.verdict import RESAMPLES
+    from centernet_trt.evaluation.accuracy.bootstrap import paired_drop
+    from centernet_trt.evaluation.accuracy.tolerances import RESAMPLES
 
     if not first or not rows:
         return None  # no boxes at all: there is nothing to resample
@@ -185,8 +184,8 @@ def _drop(truth: "CocoGroundTruth", first: list[Row], rows: list[Row], progress:
 
 def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Progress) -> list[Row]:
     """Median time an image of every bundle, in turn, on some of the annotated images."""
+    from centernet_trt.evaluation.bench.latency import pipelines_in_turn
     from centernet_trt.evaluation.environment import environment
-    from centernet_trt.evaluation.latency import pipelines_in_turn
 
     count = min(8, len(truth.images))
     paths = [truth.images[row * len(truth.images) // count].path for row in range(count)]
@@ -203,7 +202,7 @@ def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Pr
 
 
 def _show(results: list[Row]) -> None:
-    from centernet_trt.cli.tables import show_tables
+    from centernet_trt.cli.console import show_tables
     from centernet_trt.evaluation.model_table import model_table
 
     columns = {

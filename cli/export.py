@@ -53,8 +53,9 @@ def export_command(
     ] = True,
 ) -> None:
     """Turn a checkpoint of a known CenterNet into ONNX, with no source tree and no PyTorch."""
-    from centernet_trt.builder.architectures.registry import architecture
-    from centernet_trt.builder.export import architecture_names, export_model, save_model
+    from centernet_trt.builder.export.export import architecture_names, export_model
+    from centernet_trt.builder.export.registry import architecture
+    from centernet_trt.builder.graph.external_data import save_model
 
     if arch == "list":
         for name in architecture_names():

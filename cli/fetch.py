@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from centernet_trt.builder.fetch import MODELS, fetch_model
+from centernet_trt.builder.fetch.download import MODELS, fetch_model
 from centernet_trt.cli.console import err, out
 
 

@@ -15,10 +15,10 @@ from centernet_trt.cli.console import err, out, write_json
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from centernet_trt.builder.guess import Guess
+    from centernet_trt.builder.guess.spec import Guess
     from centernet_trt.runtime.bundle import EngineBundle
     from centernet_trt.runtime.spec import ModelSpec
-    from centernet_trt.runtime.tensorrt_layers import EngineLayer
+    from centernet_trt.runtime.trt.inspector import EngineLayer
 
 
 def inspect_command(
@@ -35,7 +35,7 @@ def inspect_command(
 
 
 def _inspect_model(path: Path) -> dict[str, Any]:
-    from centernet_trt.builder.guess import describe, guess_spec
+    from centernet_trt.builder.guess.spec import describe, guess_spec
     from centernet_trt.builder.source import read_source
 
     model = read_source(path)
@@ -77,7 +77,7 @@ def _size_of(model: "ModelProto", guess: "Guess") -> tuple[int, int]:
 
 
 def _complexity(model: "ModelProto", size: tuple[int, int]) -> str:
-    from centernet_trt.builder.complexity import count_complexity
+    from centernet_trt.builder.graph.complexity import count_complexity
     from centernet_trt.errors import CenterNetError
 
     try:
@@ -137,8 +137,8 @@ def _islands(kept: dict[str, str]) -> list[str]:
 def _engine_layers(bundle: "EngineBundle") -> "list[EngineLayer] | None":
     """What TensorRT made of the layers, where a GPU can tell; said why not, else."""
     from centernet_trt.errors import CenterNetError
-    from centernet_trt.runtime.tensorrt_flavour import gpu_count
-    from centernet_trt.runtime.tensorrt_layers import engine_layers
+    from centernet_trt.runtime.cuda.device import gpu_count
+    from centernet_trt.runtime.trt.inspector import engine_layers
 
     if not bundle.manifest.plans or gpu_count() == 0:
         why = "what an engine made of them shows on a GPU only"

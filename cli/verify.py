@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cv2
+import numpy as np
 import typer
 from rich.markup import escape
 
@@ -11,13 +12,15 @@ from centernet_trt.cli.console import EXIT_TOLERANCE, err, out, progress_bar, wr
 from centernet_trt.cli.detect import ModeChoice
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.bundle import EngineBundle, sha256_of
-from centernet_trt.runtime.onnxruntime_executor import Mode
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.host.onnxruntime import Mode
+from centernet_trt.runtime.images import BgrImage
 
 if TYPE_CHECKING:
-    from centernet_trt.evaluation.bootstrap import ApDrop
-    from centernet_trt.evaluation.coco import CocoGroundTruth
-    from centernet_trt.evaluation.verdict import Tolerances
-    from centernet_trt.evaluation.verify import Compared, Side
+    from centernet_trt.evaluation.accuracy.bootstrap import ApDrop
+    from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
+    from centernet_trt.evaluation.accuracy.compare import Compared, Side
+    from centernet_trt.evaluation.accuracy.tolerances import Tolerances
 
 
 def verify_command(
@@ -66,8 +69,8 @@ def verify_command(
     ] = None,
 ) -> None:
     """Compare a bundle with its source or another bundle, stage by stage; exit code 3 past a tolerance."""
-    from centernet_trt.evaluation.verdict import DEFAULTS, address, judge, to_json
-    from centernet_trt.evaluation.verify import bundle_side, verify
+    from centernet_trt.evaluation.accuracy.compare import bundle_side, verify
+    from centernet_trt.evaluation.accuracy.tolerances import DEFAULTS, address, judge, to_json
 
     loaded = EngineBundle.load(bundle)
     chosen: Mode = mode.value if mode else ("fast" if against is None else "faithful")
@@ -114,7 +117,7 @@ def _tolerances(
 def _reference(against: Path | None, bundle: EngineBundle) -> "Side":
     """What is taken for right."""
     from centernet_trt.builder.source import comparable_source
-    from centernet_trt.evaluation.verify import bundle_side, graph_side
+    from centernet_trt.evaluation.accuracy.compare import bundle_side, graph_side
 
     if against is None:
         return bundle_side(bundle, "faithful")
@@ -135,8 +138,8 @@ def _images(
 ) -> tuple["CocoGroundTruth | None", list[Path]]:
     """The annotations, where there are some, and the images to compare on: those annotated, else all."""
     from centernet_trt.calib_data import sample_images
-    from centernet_trt.evaluation.coco import CocoGroundTruth
-    from centernet_trt.evaluation.host_pipeline import pick_images
+    from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
+    from centernet_trt.evaluation.bench.host_stages import pick_images
 
     if annotations is not None:
         if folder is None:
@@ -153,9 +156,9 @@ def _images(
 
 
 def _ap_drop(found: "Compared", truth: "CocoGroundTruth", candidate: "Side") -> "ApDrop":
-    from centernet_trt.evaluation.bootstrap import paired_drop
-    from centernet_trt.evaluation.coco import check_categories
-    from centernet_trt.evaluation.verdict import RESAMPLES
+    from centernet_trt.evaluation.accuracy.bootstrap import paired_drop
+    from centernet_trt.evaluation.accuracy.coco import check_categories
+    from centernet_trt.evaluation.accuracy.tolerances import RESAMPLES
 
     check_categories(candidate.spec, truth)
     sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
@@ -166,8 +169,8 @@ def _ap_drop(found: "Compared", truth: "CocoGroundTruth", candidate: "Side") -> 
 
 
 def _show(result: dict[str, Any]) -> None:
-    from centernet_trt.cli.tables import show_tables
-    from centernet_trt.evaluation.verify_tables import boxes_sentence, checks_table, heads_table
+    from centernet_trt.cli.console import show_tables
+    from centernet_trt.evaluation.accuracy.tolerances import boxes_sentence, checks_table, heads_table
 
     out.print(
         f"reference: {escape(result['reference'])}\ncandidate: {escape(result['candidate'])}", highlight=False
@@ -178,7 +181,6 @@ def _show(result: dict[str, Any]) -> None:
 
 def _draw(found: "Compared", paths: list[Path], target: Path) -> None:
     """Write the picture of the worst image."""
-    from centernet_trt.evaluation.side_by_side import side_by_side
     from centernet_trt.runtime.images import read_image
 
     reference, candidate = found.found[found.worst]
@@ -200,3 +202,37 @@ def _draw(found: "Compared", paths: list[Path], target: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from None
     out.print(f"written: {target}", highlight=False)
+
+
+_BAR, _GAP = 34, 8
+_WIDEST = 1400
+"""Pixels of both halves together, so that the picture fits a screen."""
+
+
+def side_by_side(
+    image: BgrImage, left: tuple[str, Detections], right: tuple[str, Detections], threshold: float
+) -> BgrImage:
+    """The picture twice, (H, W, 3) uint8, blue first, with the detections at or above a score and a title each."""
+    halves = []
+    for title, found in (left, right):
+        kept = found[found.score >= threshold]
+        drawn = np.asarray(kept.draw(image), dtype=np.uint8)
+        halves.append(_titled(drawn, f"{title}: {len(kept)}"))
+    gap = np.full((halves[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
+    return np.ascontiguousarray(np.concatenate([halves[0], gap, halves[1]], axis=1), dtype=np.uint8)
+
+
+def _titled(image: BgrImage, title: str) -> BgrImage:
+    """The picture below a bar with its title, scaled to half the width of a screen."""
+    scale = min(1.0, _WIDEST / 2 / image.shape[1])
+    if scale < 1:
+        image = np.asarray(
+            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8
+        )
+    width = image.shape[1]
+    bar = np.full((_BAR, width, 3), 255, dtype=np.uint8)
+    size = 0.55
+    (wide, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    size = min(size, size * (width - 12) / max(wide, 1))  # a long title becomes small, not cut
+    cv2.putText(bar, title, (6, 23), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.ascontiguousarray(np.concatenate([bar, image]), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What this machine has: packages, driver, GPUs. Recorded with every measurement and shown by `doctor`."""
+"""A record of the machine that a measurement ran on."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from centernet_trt.errors import CudaError
 
 if TYPE_CHECKING:
-    from centernet_trt.runtime.driver import Device
+    from centernet_trt.runtime.cuda.device import Device
 
 STANDIN_NAME = "stand-in"
 """The name by which the tests' driver over host memory calls its device."""

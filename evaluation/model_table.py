@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from centernet_trt.evaluation.bench.statistics import STABLE_WITHIN
 from centernet_trt.evaluation.tables import Table, text_table
-from centernet_trt.evaluation.timing_statistics import STABLE_WITHIN
 
 
 def model_table(results: Sequence[dict[str, Any]]) -> Table:

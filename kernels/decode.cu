@@ -2,7 +2,7 @@
 //
 // Every block keeps the best of its part of the heatmap in shared memory and hands them on; the last block of an image to
 // finish takes the best of all. The contract (what a peak is, the order, ties, NaN, -0.0) is that of
-// centernet_trt.runtime.peaks, and the result is the same for every grid and every order of execution.
+// centernet_trt.runtime.host.decode, and the result is the same for every grid and every order of execution.
 #include <cuda_fp16.h>
 
 #include "params.cuh"

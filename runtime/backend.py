@@ -1,16 +1,49 @@
-"""Backend: all that lies between a placed image and its detections, on whichever machine part does it."""
+"""The interface of an inference backend (GPU or CPU), its options and its memory use."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from centernet_trt.errors import InputError
+from centernet_trt.runtime.cuda.binding import BindingName
+from centernet_trt.runtime.cuda.interop import DeviceImage
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.device_arrays import DeviceImage
 from centernet_trt.runtime.geometry import Placement
-from centernet_trt.runtime.gpu_memory import MemoryUse
 from centernet_trt.runtime.images import BgrImage
+from centernet_trt.runtime.profiles import Profiles
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes held, by purpose; `weights` is the size of the plan's file, about what the engine takes."""
+
+    device: dict[str, int] = field(default_factory=dict)
+    pinned: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def device_total(self) -> int:
+        """All device memory."""
+        return sum(self.device.values())
+
+    @property
+    def pinned_total(self) -> int:
+        """All page-locked host memory."""
+        return sum(self.pinned.values())
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} ({where}): {size / 2**20:.1f} MiB"
+            for where, sizes in (("device", self.device), ("pinned", self.pinned))
+            for name, size in sizes.items()
+        ]
+        return (
+            f"{self.device_total / 2**20:.1f} MiB on the device, {self.pinned_total / 2**20:.1f} MiB pinned: "
+            + "; ".join(parts)
+        )
+
 
 Picture = BgrImage | DeviceImage
 """An image that can be used: (H, W, 3) uint8 on the host, blue first, or one in GPU memory."""
@@ -69,3 +102,49 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Finish what is under way, then free everything. May be called twice."""
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """Settings of `Detector.load`.
+
+    Attributes:
+        device: number among the visible GPUs, or UUID.
+        streams: batches under way at once; each has buffers of its own.
+        max_batch: images in a batch; None for the most that the bundle was built for.
+        cuda_graph: record each shape's work as a CUDA graph.
+        max_graphs: shapes kept by each stream; beyond it the one used longest ago is forgotten.
+        max_pixels: of the largest image that comes from the host.
+        spin: wait for the GPU without sleeping: some microseconds faster, at the price of a busy core.
+        binding: Python package for the driver; `auto` takes PyCUDA where it is installed.
+    """
+
+    device: int | str = 0
+    streams: int = 2
+    max_batch: int | None = None
+    cuda_graph: bool = True
+    max_graphs: int = 16
+    max_pixels: int = 4096 * 3072
+    spin: bool = True
+    binding: BindingName = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("streams", "max_batch", "max_graphs", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}, at least 1 was expected")
+
+    def within(self, profiles: Profiles) -> Self:
+        """The options with the largest batch filled in, and held to what the bundle was built for.
+
+        Raises:
+            InputError: `max_batch` is outside.
+        """
+        batches = [profile.batch for profile in profiles]
+        wanted = max(batch.max for batch in batches) if self.max_batch is None else self.max_batch
+        if not any(wanted in batch for batch in batches):
+            raise InputError(
+                f"max_batch is {wanted}; the engine was built for batches {' or '.join(map(str, batches))}",
+                "rebuild the bundle with another --batch",
+            )
+        return replace(self, max_batch=wanted)

@@ -6,24 +6,28 @@ from pathlib import Path
 from typing import Literal, Self, overload
 
 from centernet_trt.errors import BackendError, CenterNetError
-from centernet_trt.runtime.backend import Backend, Request
-from centernet_trt.runtime.backend_choice import BackendName, open_backend
-from centernet_trt.runtime.batch_results import BatchError, Placed, one_by_one, run_in_batches
+from centernet_trt.runtime.backend import Backend, GpuOptions, MemoryUse, Request
 from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.driver_binding import BindingName
-from centernet_trt.runtime.forks import check_owner, guard_forks
-from centernet_trt.runtime.gpu_memory import MemoryUse
-from centernet_trt.runtime.gpu_options import GpuOptions
-from centernet_trt.runtime.host_backend import HostBackend
+from centernet_trt.runtime.fork_guard import check_owner, guard_forks
+from centernet_trt.runtime.host.backend import HostBackend
+from centernet_trt.runtime.host.onnxruntime import Mode
 from centernet_trt.runtime.images import BgrImage, ImageSource
-from centernet_trt.runtime.intake import Intake, host_image
-from centernet_trt.runtime.onnxruntime_executor import Mode
-from centernet_trt.runtime.request_stats import RequestStatistics
-from centernet_trt.runtime.request_types import Batching, RequestFuture
-from centernet_trt.runtime.submission import Submissions
-from centernet_trt.runtime.tta import Augmentation, detect_augmented
-from centernet_trt.runtime.wish import Wish, wish_of
+from centernet_trt.runtime.inputs import (
+    BatchError,
+    Intake,
+    Placed,
+    Wish,
+    host_image,
+    one_by_one,
+    run_in_batches,
+    wish_of,
+)
+from centernet_trt.runtime.select import BackendName, open_backend
+from centernet_trt.runtime.serving.submit import Submissions
+from centernet_trt.runtime.serving.types import Batching, RequestFuture, RequestStatistics
+from centernet_trt.runtime.tta.augment import Augmentation, detect_augmented
 
 
 class Detector:

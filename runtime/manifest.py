@@ -1,4 +1,4 @@
-"""The manifest of an engine bundle: what was built, from what, how, and how good it is (`schema` 1)."""
+"""The manifest of an engine bundle: its schema, and the head shapes that follow from it."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.spec import ModelSpec
+
+Shape = tuple[int, int, int, int]
+
 
 SCHEMA: Literal[1] = 1
 Precision = Literal["fp32", "fp16", "int8"]
@@ -181,3 +184,9 @@ class Manifest(ManifestModel):
     def to_json(self) -> str:
         """The text of `manifest.json`."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+def head_shapes(manifest: Manifest, batch: int, height: int, width: int) -> dict[str, Shape]:
+    """Shapes of the head tensors by name, from the manifest alone."""
+    stride = manifest.spec.stride
+    return {head.name: (batch, head.channels, height // stride, width // stride) for head in manifest.heads}

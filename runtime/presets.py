@@ -1,4 +1,4 @@
-"""Ready specs for the CenterNet families met in public, and reading a spec from a file or from a mapping."""
+"""Presets of ModelSpec, reading a spec from TOML, and the COCO class names."""
 
 import json
 import tomllib

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.manifest import ProfileRecord
 
-Profiles = Sequence[ProfileRecord]
-
 __all__ = [
     "Profiles",
     "batch_to_run",
@@ -23,6 +21,8 @@ __all__ = [
     "largest_batch",
     "largest_shapes",
 ]
+
+Profiles = Sequence[ProfileRecord]
 
 
 def choose_profile(profiles: Profiles, batch: int, height: int, width: int) -> int:

@@ -37,7 +37,7 @@ def test_a_name_that_is_not_there(package: object) -> None:
 def test_root_names_are_those_of_the_packages() -> None:
     from centernet_trt.builder import BuildOptions, build
     from centernet_trt.runtime import Detector
-    from centernet_trt.runtime.gpu_ops import GpuOps
+    from centernet_trt.runtime.gpu.ops import GpuOps
 
     assert (centernet_trt.build, centernet_trt.BuildOptions) == (build, BuildOptions)
     assert (centernet_trt.Detector, centernet_trt.GpuOps) == (Detector, GpuOps)

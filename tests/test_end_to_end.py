@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.equivalence import compare_models
-from centernet_trt.builder.loading import load_model
+from centernet_trt.builder.graph.compare import compare_models
+from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.recipe import read_recipe
 from centernet_trt.calib_data import sample_images
 from centernet_trt.runtime import Detector

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from tiny_centernet import save_tiny_model, scene, tiny_spec
+from helpers.tiny_centernet import save_tiny_model, scene, tiny_spec
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "centernet_trt"

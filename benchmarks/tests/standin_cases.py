@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import soak
 from common import RESULTS, result
-from fake_tensorrt import Faults
+from helpers.fake_tensorrt import Faults
+from helpers.standin_world import tiny, world
 from kernel_steps import DecodeStep, PreprocessStep
 from render import check_real, performance
 from rtx_try import Progress, attempt, profile_layers
-from standin_world import tiny, world
 
 import kernels  # noqa: TID251 - the script of this name
 from centernet_trt.errors import BackendError, InputError
+from centernet_trt.evaluation.bench.timing import TimingRules
 from centernet_trt.evaluation.environment import device_record
-from centernet_trt.evaluation.timing import TimingRules
 from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.detections import Detections
-from centernet_trt.runtime.driver import Device
-from centernet_trt.runtime.gpu_kernels import Kernels
-from centernet_trt.runtime.tensorrt_executor import TensorRTExecutor
+from centernet_trt.runtime.gpu.kernels import Kernels
+from centernet_trt.runtime.trt.context import TensorRTExecutor
 
 SHORT = TimingRules(0.0, 0.02, 3, 3, allow_short=True)
 

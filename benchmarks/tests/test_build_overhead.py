@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from build_overhead import Overhead, main, report
-from tiny_centernet import save_tiny_model, tiny_spec
+from helpers.tiny_centernet import save_tiny_model, tiny_spec
 
 
 def test_what_is_compared_with_what() -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import standin_driver
-import standin_python
-from cpu_build import ROOT
-from standin_session import run_on_standin
+from helpers import standin_driver, standin_python
+from helpers.cpu_build import ROOT
+from helpers.standin_session import run_on_standin
 
 SCRIPTS = ROOT / "benchmarks"
 

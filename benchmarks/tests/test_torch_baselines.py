@@ -15,9 +15,9 @@ from torch_baselines import (
 )
 
 from centernet_trt.errors import BackendError
-from centernet_trt.runtime.decode import decode
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.host.decode import decode
+from centernet_trt.runtime.host.preprocess import preprocess
 
 SPEC = official_spec(3, 96, 64)
 

@@ -1,8 +1,11 @@
-"""`calibration.json`: the thresholds of every tensor, and the hashes of what they were made from."""
+"""`calibration.json`, and TensorRT's calibration cache."""
 
 import hashlib
 import json
+import re
+import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,11 +15,16 @@ from onnx import ModelProto
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from centernet_trt import __version__
-from centernet_trt.builder.calibration.histogram import Histogram
 from centernet_trt.builder.calibration.images import CalibrationImages
-from centernet_trt.builder.calibration.quality import coarse, signal_to_noise
-from centernet_trt.builder.calibration.thresholds import METHODS, Method, all_thresholds
-from centernet_trt.builder.weights import inlined_tensor
+from centernet_trt.builder.calibration.statistics import Histogram
+from centernet_trt.builder.calibration.thresholds import (
+    METHODS,
+    Method,
+    all_thresholds,
+    coarse,
+    signal_to_noise,
+)
+from centernet_trt.builder.graph.external_data import inlined_tensor
 from centernet_trt.errors import CalibrationError
 from centernet_trt.runtime.presets import describe_validation
 from centernet_trt.runtime.spec import InputSpec
@@ -26,8 +34,12 @@ __all__ = [
     "Identity",
     "ImageRecord",
     "TensorRecord",
+    "TrtCache",
+    "format_cache",
     "graph_hash",
     "make_record",
+    "parse_cache",
+    "read_cache",
     "read_record",
 ]
 
@@ -203,3 +215,65 @@ def read_record(path: Path) -> CalibrationRecord:
         ) from None
     except UnicodeDecodeError:
         raise CalibrationError(f"{path} is not a calibration record: it is not text") from None
+
+
+_HEAD = re.compile(r"^TRT-(?P<version>\d+)-(?P<algorithm>\w+)$")
+
+
+@dataclass(frozen=True)
+class TrtCache:
+    """Scales (real value of one int8 step) by tensor name, and the head line: `TRT-8601-EntropyCalibration2`."""
+
+    head: str
+    scales: dict[str, float]
+
+
+def read_cache(path: Path) -> TrtCache:
+    """Read a cache file.
+
+    Raises:
+        CalibrationError: missing, or not such a cache; the line is named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(
+            f"cannot read the calibration cache {path}: {getattr(error, 'strerror', None) or error}",
+            "give TensorRT's text cache, which begins with TRT-",
+        ) from None
+    return parse_cache(text, str(path))
+
+
+def parse_cache(text: str, source: str = "the calibration cache") -> TrtCache:
+    """Read a cache from its text; `source` is for messages. Raises as `read_cache`."""
+    lines = text.splitlines()
+    head = lines[0].strip() if lines else ""
+    if not _HEAD.match(head):
+        raise CalibrationError(
+            f"{source} begins with {head[:60]!r}; TRT-<version>-<algorithm> was expected",
+            "give TensorRT's text cache, such as TRT-8601-EntropyCalibration2",
+        )
+    scales: dict[str, float] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        # Tensor names may hold colons ("input:0"); the scale holds none.
+        name, separator, digits = line.rpartition(": ")
+        if not separator or not re.fullmatch(r"[0-9a-fA-F]{1,8}", digits.strip()):
+            raise CalibrationError(
+                f"{source}, line {number}: {line[:80]!r}; `tensor: hexadecimal float` was expected",
+                "the file is damaged: write it again",
+            )
+        (scale,) = struct.unpack(">f", bytes.fromhex(digits.strip().zfill(8)))
+        if not 0 <= scale < float("inf"):
+            raise CalibrationError(
+                f"{source}, line {number}: the scale of {name!r} is {scale}, a positive number was expected"
+            )
+        scales[name] = scale
+    return TrtCache(head, scales)
+
+
+def format_cache(scales: Mapping[str, float], head: str = "TRT-8601-EntropyCalibration2") -> str:
+    """The text of a cache with these scales, rounded to float32."""
+    lines = [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in scales.items()]
+    return "\n".join([head, *lines]) + "\n"

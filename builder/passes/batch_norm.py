@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from centernet_trt.builder import graph as g
-from centernet_trt.builder import inference
+from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph import shapes as inference
 from centernet_trt.errors import ModelError
 
 __all__ = ["fold_batch_norm"]

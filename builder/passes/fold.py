@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from centernet_trt.builder import graph as g
-from centernet_trt.builder import weights
-from centernet_trt.builder.equivalence import run_model
+from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph import external_data as weights
+from centernet_trt.builder.graph.compare import run_model
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.errors import BackendError
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from centernet_trt.builder import graph as g
-from centernet_trt.builder import inference
+from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph import shapes as inference
 from centernet_trt.builder.passes.fold import constants_to_initializers, remove_identities
 from centernet_trt.builder.passes.fp16_rules import FP16_LARGEST, nodes_staying_fp32, slot_stays_fp32
 from centernet_trt.errors import ModelError

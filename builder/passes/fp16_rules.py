@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, defs
 
-from centernet_trt.builder import graph as g
+from centernet_trt.builder.graph import edit as g
 from centernet_trt.errors import ModelError
 
 __all__ = ["FP16_LARGEST", "nodes_staying_fp32", "slot_stays_fp32"]

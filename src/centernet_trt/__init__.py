@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         ModelSpec,
         TestTimeAugmentation,
     )
-    from centernet_trt.runtime.gpu_ops import GpuOps
+    from centernet_trt.runtime.gpu.ops import GpuOps
 
 __all__ = [
     "BackendError",
@@ -61,7 +61,7 @@ _LAZY = {
     "Detections": "centernet_trt.runtime",
     "Detector": "centernet_trt.runtime",
     "EngineBundle": "centernet_trt.runtime",
-    "GpuOps": "centernet_trt.runtime.gpu_ops",
+    "GpuOps": "centernet_trt.runtime.gpu.ops",
     "ModelSpec": "centernet_trt.runtime",
     "TestTimeAugmentation": "centernet_trt.runtime",
     "build": "centernet_trt.builder",

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from broken_cases import BROKEN, error_of
+from helpers.broken_cases import BROKEN, error_of
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tiny_centernet import save_tiny_model, scene, tiny_spec
+from helpers.tiny_centernet import save_tiny_model, scene, tiny_spec
 
 from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.builder.prepare import _small_shape

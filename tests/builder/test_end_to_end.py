@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from helpers.official_pipeline import official_detections, official_input
+from helpers.pth_writer import tensor, write_legacy, write_pth
 from numpy.typing import NDArray
-from official_pipeline import official_detections, official_input
-from pth_writer import tensor, write_legacy, write_pth
 
-from centernet_trt.builder.architectures.registry import ARCHITECTURES
-from centernet_trt.builder.export import random_weights
+from centernet_trt.builder.export.export import random_weights
+from centernet_trt.builder.export.registry import ARCHITECTURES
 from centernet_trt.calib_data import FOLDER
 
 Array = NDArray[Any]

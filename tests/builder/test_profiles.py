@@ -4,16 +4,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_centernet import save_tiny_model, scene, tiny_spec
+from helpers.tiny_centernet import save_tiny_model, scene, tiny_spec
 from typer.testing import CliRunner
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.flavours import load_flavour
 from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
 from centernet_trt.cli.app import app
 from centernet_trt.errors import InputError, SpecError
 from centernet_trt.runtime import Detector, EngineBundle, preset
 from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.trt.flavours import load_flavour
 
 parse = ProfileRequest.parse
 

@@ -9,16 +9,16 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto
 
-from centernet_trt.builder.equivalence import check_dynamic_batch, compare_models, run_model
-from centernet_trt.builder.flavours import load_flavour
-from centernet_trt.builder.inference import element_types
-from centernet_trt.builder.loading import load_model
-from centernet_trt.builder.passes.fold import fold_batch_norm, fold_constants, remove_identities
+from centernet_trt.builder.graph.compare import check_dynamic_batch, compare_models, run_model
+from centernet_trt.builder.graph.io import keep_heads, make_dynamic
+from centernet_trt.builder.graph.load import load_model
+from centernet_trt.builder.graph.shapes import element_types
+from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.builder.passes.fold import fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import Fp16Result, to_fp16
-from centernet_trt.builder.passes.heads import keep_heads
-from centernet_trt.builder.passes.shapes import make_dynamic
-from centernet_trt.builder.plan import Profile, build_plan
+from centernet_trt.builder.trt.plan import Profile, build_plan
 from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.trt.flavours import load_flavour
 
 pytestmark = pytest.mark.shared
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graph_cases import GRAPHS, build_case
+from helpers.graph_cases import GRAPHS, build_case
+from helpers.tiny_centernet import scene, tiny_model, tiny_spec
 from onnx import numpy_helper
-from tiny_centernet import scene, tiny_model, tiny_spec
 
 from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.runtime import Detector

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from tiny_bundle import write_tiny_bundle
-from tiny_centernet import save_tiny_model, scene
+from helpers.tiny_bundle import write_tiny_bundle
+from helpers.tiny_centernet import save_tiny_model, scene
 
-from centernet_trt.builder import fetch as fetching
+from centernet_trt.builder.fetch import download as fetching
 from centernet_trt.cli import app
 from centernet_trt.errors import ModelError
 from centernet_trt.runtime import EngineBundle

@@ -8,13 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from deform_centernet import SPELLINGS, save_deform_centernet
-from tiny_centernet import save_tiny_model
+from helpers.deform_centernet import SPELLINGS, save_deform_centernet
+from helpers.tiny_centernet import save_tiny_model
 
-from centernet_trt.builder import loading
+from centernet_trt.builder.graph import load as loading
 from centernet_trt.cli import app
-from centernet_trt.evaluation import bench as benchmark
-from centernet_trt.evaluation.floor import MachineRates
+from centernet_trt.evaluation.bench import run as benchmark
+from centernet_trt.evaluation.bench.roofline import MachineRates
 from centernet_trt.runtime import EngineBundle
 
 BUILD = ["--flavour", "none", "--precision", "fp32", "--height", "32:64:128", "--width", "32:64:128"]

@@ -8,13 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tiny_bundle import write_tiny_bundle
+from helpers.tiny_bundle import write_tiny_bundle
 
 from centernet_trt.cli import app
 from centernet_trt.errors import SpecError
-from centernet_trt.evaluation.coco import CocoGroundTruth, coco_rows, detect_all
+from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth, coco_rows, detect_all
 from centernet_trt.runtime import Detector
-from centernet_trt.runtime.tta import Augmentation, TestTimeAugmentation
+from centernet_trt.runtime.tta.augment import Augmentation, TestTimeAugmentation
 
 CATEGORIES = [{"id": 1, "name": "blue"}, {"id": 2, "name": "green"}]
 SCALES = TestTimeAugmentation(flip=False, scales=(0.5, 1.0))

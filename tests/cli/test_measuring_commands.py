@@ -10,16 +10,16 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from bench_reports import made_up_entry, made_up_report
+from helpers.bench_reports import made_up_entry, made_up_report
+from helpers.tiny_bundle import write_tiny_bundle
+from helpers.tiny_centernet import save_tiny_model, scene, tiny_model
 from onnx import numpy_helper
-from tiny_bundle import write_tiny_bundle
-from tiny_centernet import save_tiny_model, scene, tiny_model
 
 from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.cli import app
-from centernet_trt.evaluation import bench as benchmark
-from centernet_trt.evaluation.bench_report import read_report
-from centernet_trt.evaluation.floor import MachineRates
+from centernet_trt.evaluation.bench import run as benchmark
+from centernet_trt.evaluation.bench.report import read_report
+from centernet_trt.evaluation.bench.roofline import MachineRates
 
 SHORT = ["--duration", "0.05", "--iterations", "3", "--warmup", "0", "--allow-short"]
 

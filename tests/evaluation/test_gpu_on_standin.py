@@ -5,14 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import standin_driver
-import standin_python
-from cpu_build import ROOT
-from standin_session import run_on_standin
+from helpers import standin_driver, standin_python
+from helpers.cpu_build import ROOT
+from helpers.standin_session import run_on_standin
 
 
 def test_its_cases() -> None:
-    run_on_standin("tests/fakes/gpu_cases.py", "-m", "not slow")
+    run_on_standin("tests/helpers/gpu_cases.py", "-m", "not slow")
 
 
 @pytest.fixture

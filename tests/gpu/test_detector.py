@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver_machine import why_no_gpu
-from tiny_centernet import save_tiny_model, scene, tiny_spec
+from helpers.driver_machine import why_no_gpu
+from helpers.tiny_centernet import save_tiny_model, scene, tiny_spec
 
 from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.errors import BackendError
 from centernet_trt.runtime import Detections, Detector
 from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.gpu.backend import Pipeline
 from centernet_trt.runtime.manifest import ShapeRange
-from centernet_trt.runtime.pipeline import Pipeline
-from centernet_trt.runtime.tensorrt_flavour import is_installed
+from centernet_trt.runtime.trt.flavours import is_installed
 
 pytestmark = pytest.mark.gpu
 

@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver_machine import why_no_gpu
+from helpers.driver_machine import why_no_gpu
 
 from centernet_trt.errors import CudaError
 from centernet_trt.kernels.launch import plan_preprocess
-from centernet_trt.runtime.driver import Device
-from centernet_trt.runtime.driver_binding import BindingName, load_binding
-from centernet_trt.runtime.driver_cuda_bindings import CudaBindings
-from centernet_trt.runtime.driver_errors import DriverError
-from centernet_trt.runtime.driver_objects import Stream
+from centernet_trt.runtime.cuda.binding import BindingName, DriverError
+from centernet_trt.runtime.cuda.cuda_bindings import CudaBindings
+from centernet_trt.runtime.cuda.device import Device, load_binding
+from centernet_trt.runtime.cuda.resources import Stream
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.gpu_kernels import Kernels
-from centernet_trt.runtime.kernel_params import image_descriptor, preprocess_params
-from centernet_trt.runtime.preprocess import level_table, preprocess
+from centernet_trt.runtime.gpu.kernels import Kernels, image_descriptor, preprocess_params
+from centernet_trt.runtime.host.preprocess import level_table, preprocess
 from centernet_trt.runtime.presets import preset
 
 pytestmark = pytest.mark.gpu

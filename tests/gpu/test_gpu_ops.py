@@ -5,16 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver_machine import why_no_gpu
-from official_heads import OFFICIAL, official_heads
+from helpers.driver_machine import why_no_gpu
+from helpers.official_heads import OFFICIAL, official_heads
 
 from centernet_trt.errors import InputError, ModelError
-from centernet_trt.runtime.decode import decode
-from centernet_trt.runtime.driver import Device
-from centernet_trt.runtime.driver_objects import Stream
+from centernet_trt.runtime.cuda.device import Device
+from centernet_trt.runtime.cuda.interop import stream_number
+from centernet_trt.runtime.cuda.resources import Stream
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.gpu_ops import GpuOps, stream_number
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.gpu.ops import GpuOps
+from centernet_trt.runtime.host.decode import decode
+from centernet_trt.runtime.host.preprocess import preprocess
 from centernet_trt.runtime.presets import preset
 
 pytestmark = pytest.mark.gpu

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver_machine import DriverMachine, checked, why_no_gpu
+from helpers.driver_machine import DriverMachine, checked, why_no_gpu
+from helpers.kernel_runs import IDENTITY, DecodeRun, check_decode, run_preprocess
+from helpers.kernel_strategies import CONTENTS, Case, cases, heatmap
+from helpers.official_heads import OFFICIAL, official_heads
 from hypothesis import HealthCheck, given, settings
-from kernel_runs import IDENTITY, DecodeRun, check_decode, run_preprocess
-from kernel_strategies import CONTENTS, Case, cases, heatmap
-from official_heads import OFFICIAL, official_heads
 
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.host.preprocess import preprocess
 from centernet_trt.runtime.presets import preset
 from centernet_trt.runtime.spec import ModelSpec
 

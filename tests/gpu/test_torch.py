@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver_machine import why_no_gpu
-from official_heads import OFFICIAL, official_heads
+from helpers.driver_machine import why_no_gpu
+from helpers.official_heads import OFFICIAL, official_heads
 
-from centernet_trt.runtime.decode import decode
-from centernet_trt.runtime.device_arrays import device_array
-from centernet_trt.runtime.driver import Device
+from centernet_trt.runtime.cuda.device import Device
+from centernet_trt.runtime.cuda.interop import device_array, stream_number
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.gpu_ops import GpuOps, stream_number
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.gpu.ops import GpuOps
+from centernet_trt.runtime.host.decode import decode
+from centernet_trt.runtime.host.preprocess import preprocess
 from centernet_trt.runtime.presets import preset
 
 pytestmark = pytest.mark.gpu
@@ -134,7 +134,7 @@ def test_the_baselines_of_the_benchmark_answer_as_the_host(torch: Any) -> None:
     from kernel_steps import DecodeStep, PreprocessStep
     from torch_baselines import decode_calls, preprocess_calls
 
-    from centernet_trt.runtime.gpu_kernels import Kernels
+    from centernet_trt.runtime.gpu.kernels import Kernels
 
     with Device.open(0, "cuda-bindings") as device, device.stream() as stream:
         kernels = Kernels(device)

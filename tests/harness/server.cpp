@@ -1,4 +1,4 @@
-// Runs launches that come on standard input, until it ends. See tests/support/cpu_kernels.py for the other side.
+// Runs launches that come on standard input, until it ends. See tests/helpers/cpu_kernels.py for the other side.
 //
 // Memory is allocated to the byte, so that AddressSanitizer sees every step outside. Addresses in the parameters and in
 // buffers that hold some are written by the other side as ADDRESS_TAG | buffer << 32 | offset, and are translated here.

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from cpu_build import SANITIZED, compiler
-from cpu_kernels import CpuMachine
+from helpers.cpu_build import SANITIZED, compiler
+from helpers.cpu_kernels import CpuMachine
 
 
 def _machine(sanitize: bool) -> Iterator[CpuMachine]:

@@ -10,10 +10,20 @@ from pathlib import Path
 import pytest
 
 from centernet_trt.errors import CudaError
-from centernet_trt.kernels import toolchain
-from centernet_trt.kernels.compatibility import architecture_of, check_architecture, check_driver
-from centernet_trt.kernels.compiler import compile_module, parse_resources, sources
-from centernet_trt.kernels.toolchain import DeviceCode, Nvcc, Nvrtc, find_headers, find_toolchain
+from centernet_trt.kernels import compile as toolchain
+from centernet_trt.kernels.compile import (
+    DeviceCode,
+    Nvcc,
+    Nvrtc,
+    architecture_of,
+    check_architecture,
+    check_driver,
+    compile_module,
+    find_headers,
+    find_toolchain,
+    parse_resources,
+    sources,
+)
 
 
 class FakeToolchain:
@@ -112,7 +122,7 @@ def test_many_writers_leave_one_whole_entry(tmp_path: Path) -> None:
 
 def test_processes_share_the_cache(nvrtc: Nvrtc, tmp_path: Path) -> None:
     code = (
-        "import sys, hashlib; from pathlib import Path; from centernet_trt.kernels.compiler import compile_module; "
+        "import sys, hashlib; from pathlib import Path; from centernet_trt.kernels.compile import compile_module; "
         "print(hashlib.sha256(compile_module('preprocess', 'sm_90', Path(sys.argv[1])).cubin).hexdigest())"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

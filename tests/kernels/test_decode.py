@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_kernels import NEVER, CpuMachine
+from helpers.cpu_kernels import NEVER, CpuMachine
+from helpers.kernel_runs import IDENTITY, DecodeRun, check_decode
+from helpers.kernel_strategies import CONTENTS, Case, cases, heatmap
+from helpers.official_heads import OFFICIAL, official_heads
 from hypothesis import HealthCheck, given, settings
-from kernel_runs import IDENTITY, DecodeRun, check_decode
-from kernel_strategies import CONTENTS, Case, cases, heatmap
-from official_heads import OFFICIAL, official_heads
 
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.peaks import stored_threshold
+from centernet_trt.runtime.host.decode import stored_threshold
 from centernet_trt.runtime.spec import InputSpec
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck)}

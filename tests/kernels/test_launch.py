@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_build import HARNESS, KERNELS, compiler
+from helpers.cpu_build import HARNESS, KERNELS, compiler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,14 +16,15 @@ from centernet_trt.kernels import structs
 from centernet_trt.kernels.launch import (
     DECODE_BLOCKS_PER_SM,
     DECODE_THREADS,
+    DecodeLayout,
     decode_units,
     plan_decode,
     plan_preprocess,
 )
-from centernet_trt.kernels.outputs import DecodeLayout
-from centernet_trt.runtime import kernel_params, preprocess
-from centernet_trt.runtime.kernel_params import absent_image, decode_params, extra_columns
-from centernet_trt.runtime.preprocess import level_table, normalise
+from centernet_trt.runtime.gpu import kernels as kernel_params
+from centernet_trt.runtime.gpu.kernels import absent_image, decode_params, extra_columns
+from centernet_trt.runtime.host import preprocess
+from centernet_trt.runtime.host.preprocess import level_table, normalise
 from centernet_trt.runtime.presets import PRESET_NAMES, preset
 from centernet_trt.runtime.spec import ModelSpec, RawExtra
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_build import ROOT, compiler
-from cpu_kernels import CpuMachine, HarnessError
-from kernel_runs import IDENTITY, DecodeRun
-from official_heads import OFFICIAL, official_heads
+from helpers.cpu_build import ROOT, compiler
+from helpers.cpu_kernels import CpuMachine, HarnessError
+from helpers.kernel_runs import IDENTITY, DecodeRun
+from helpers.official_heads import OFFICIAL, official_heads
 
 
 @dataclass(frozen=True)

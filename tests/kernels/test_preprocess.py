@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cpu_kernels import CpuMachine
+from helpers.cpu_kernels import CpuMachine
+from helpers.kernel_runs import PreprocessRun, run_preprocess
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_runs import PreprocessRun, run_preprocess
 
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.kernel_params import absent_image
-from centernet_trt.runtime.preprocess import level_table, preprocess
+from centernet_trt.runtime.gpu.kernels import absent_image
+from centernet_trt.runtime.host.preprocess import level_table, preprocess
 from centernet_trt.runtime.presets import preset
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
 

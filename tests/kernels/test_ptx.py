@@ -3,11 +3,9 @@
 import re
 
 import pytest
-from ptx_fences import ENTRIES, check_fences, decode_ptx
+from helpers.ptx_fences import ENTRIES, check_fences, decode_ptx
 
-from centernet_trt.kernels.compatibility import TESTED_ARCHITECTURES
-from centernet_trt.kernels.compiler import sources
-from centernet_trt.kernels.toolchain import Nvrtc
+from centernet_trt.kernels.compile import TESTED_ARCHITECTURES, Nvrtc, sources
 
 
 @pytest.fixture(scope="module")

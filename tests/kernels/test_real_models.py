@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from cpu_kernels import CpuMachine
-from kernel_runs import DecodeRun, check_decode
+from helpers.cpu_kernels import CpuMachine
+from helpers.kernel_runs import DecodeRun, check_decode
 
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.preprocess import preprocess
+from centernet_trt.runtime.host.preprocess import preprocess
 from centernet_trt.runtime.presets import preset
 from centernet_trt.runtime.spec import ModelSpec
 

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from centernet_trt.kernels.compatibility import TESTED_ARCHITECTURES
-from centernet_trt.kernels.compiler import PROGRAMS, Program, compile_module
+from centernet_trt.kernels.compile import PROGRAMS, TESTED_ARCHITECTURES, Nvrtc, Program, compile_module
 from centernet_trt.kernels.launch import DECODE_BLOCKS_PER_SM, DECODE_THREADS
-from centernet_trt.kernels.toolchain import Nvrtc
 
 TABLE = json.loads(Path(__file__).with_name("resources.json").read_text())
 

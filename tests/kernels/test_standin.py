@@ -7,14 +7,14 @@ import sys
 import textwrap
 
 import pytest
-import standin_driver
-from cpu_build import ROOT
+from helpers import standin_driver
+from helpers.cpu_build import ROOT
 
 PREPARE = """
 import ctypes, os, sys
 import numpy as np
 from cuda.bindings import driver as cu
-from driver_machine import DriverMachine, checked
+from helpers.driver_machine import DriverMachine, checked
 ok = checked
 def start():
     ok(cu.cuInit(0))
@@ -33,7 +33,7 @@ def run(code: str, **settings: object) -> "subprocess.CompletedProcess[str]":
     if reason is not None:
         pytest.skip(reason)
     environment = standin_driver.environment(STANDIN_STRICT=1, **settings)
-    environment["PYTHONPATH"] = str(ROOT / "tests" / "support")
+    environment["PYTHONPATH"] = str(ROOT / "tests")
     script = PREPARE + textwrap.dedent(code)
     return subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=ROOT, check=False
@@ -136,8 +136,8 @@ def test_faults_and_leaks_are_reported(code: str, report: str) -> None:
 
 def test_a_kernel_that_steps_outside_stops_with_a_sentence() -> None:
     done = run("""
-        from official_heads import OFFICIAL, official_heads
-        from kernel_runs import IDENTITY, DecodeRun
+        from helpers.official_heads import OFFICIAL, official_heads
+        from helpers.kernel_runs import IDENTITY, DecodeRun
         machine = DriverMachine()
         heads = official_heads(np.zeros((1, 2, 64, 64), dtype=np.float32))
         run = DecodeRun(machine, heads, OFFICIAL, [IDENTITY], 0.0, 5)
@@ -219,7 +219,7 @@ def test_a_cubin_for_another_architecture_is_refused() -> None:
 
 def test_without_a_device() -> None:
     succeeds("""
-        from driver_machine import why_no_gpu
+        from helpers.driver_machine import why_no_gpu
         assert "CUDA_ERROR_NO_DEVICE" in why_no_gpu()
     """, STANDIN_DEVICES=0)  # fmt: skip
 
@@ -227,8 +227,8 @@ def test_without_a_device() -> None:
 def test_arguments_packed_as_pycuda_does() -> None:
     """PyCUDA hands parameters over as one packed buffer (CU_LAUNCH_PARAM_BUFFER_POINTER), not as pointers."""
     succeeds("""
-        from official_heads import OFFICIAL, official_heads
-        from kernel_runs import IDENTITY, DecodeRun, check_decode
+        from helpers.official_heads import OFFICIAL, official_heads
+        from helpers.kernel_runs import IDENTITY, DecodeRun, check_decode
         class Packed(DriverMachine):
             def enqueue(self, kernel, shape, params):
                 packed = (ctypes.c_uint8 * ctypes.sizeof(params)).from_buffer_copy(params)
@@ -252,8 +252,8 @@ def test_pycuda_itself() -> None:
         pytest.skip("PyCUDA is not installed (extra pycuda)")
     succeeds("""
         import pycuda.driver as cuda
-        from official_heads import OFFICIAL, official_heads
-        from kernel_runs import IDENTITY, DecodeRun, check_decode
+        from helpers.official_heads import OFFICIAL, official_heads
+        from helpers.kernel_runs import IDENTITY, DecodeRun, check_decode
         from centernet_trt.kernels.compiler import compile_module
         class PyCuda:
             def __init__(self):

@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_bundle import write_tiny_bundle
+from helpers.tiny_bundle import write_tiny_bundle
 
 from centernet_trt.errors import BundleError
-from centernet_trt.runtime import bundle_writer
-from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.bundle_writer import replacing_folder
+from centernet_trt.runtime import bundle as bundle_writer
+from centernet_trt.runtime.bundle import EngineBundle, replacing_folder
 
 
 def test_reads_back_what_was_written(tmp_path: Path) -> None:

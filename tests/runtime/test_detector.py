@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import write_tiny_bundle
-from tiny_centernet import scene
+from helpers.tiny_bundle import write_tiny_bundle
+from helpers.tiny_centernet import scene
 
 from centernet_trt.errors import BackendError, CenterNetError, InputError
 from centernet_trt.runtime import BatchError, Detections, Detector

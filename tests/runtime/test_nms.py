@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from centernet_trt.runtime.nms import greedy_nms
+from centernet_trt.runtime.detections import greedy_nms
 
 
 def overlap(a: Any, b: Any) -> float:

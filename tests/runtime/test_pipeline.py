@@ -3,14 +3,14 @@
 import importlib.util
 
 import pytest
-from standin_session import run_on_standin, run_script
+from helpers.standin_session import run_on_standin, run_script
 
 FAST = "not slow and not shared"
 
 
 @pytest.mark.parametrize("cases", ["pipeline", "thread", "upload", "fault", "engine", "profile"])
 def test_on_the_standin_driver(cases: str) -> None:
-    run_on_standin(f"tests/fakes/{cases}_cases.py", "-m", FAST)
+    run_on_standin(f"tests/helpers/{cases}_cases.py", "-m", FAST)
 
 
 def test_the_kernels_by_themselves() -> None:
@@ -19,25 +19,25 @@ def test_the_kernels_by_themselves() -> None:
 
 @pytest.mark.shared
 def test_real_models_on_photographs() -> None:
-    run_on_standin("tests/fakes/photo_cases.py", "-m", "not slow")
+    run_on_standin("tests/helpers/photo_cases.py", "-m", "not slow")
 
 
 @pytest.mark.slow
 @pytest.mark.shared
 def test_real_models_on_more_streams() -> None:
-    run_on_standin("tests/fakes/photo_cases.py", "-m", "slow")
+    run_on_standin("tests/helpers/photo_cases.py", "-m", "slow")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", ["fault", "soak"])
 def test_slow_cases_on_the_standin_driver(cases: str) -> None:
-    run_on_standin(f"tests/fakes/{cases}_cases.py", "-m", "slow")
+    run_on_standin(f"tests/helpers/{cases}_cases.py", "-m", "slow")
 
 
 EXIT = """
 import sys
 from pathlib import Path
-from standin_world import pictures, tiny, world
+from helpers.standin_world import pictures, tiny, world
 from centernet_trt.runtime import Detector
 scope = world(Path(sys.argv[1]))
 scope.__enter__()

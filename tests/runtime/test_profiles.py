@@ -3,9 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.tiny_bundle import write_tiny_bundle
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_bundle import write_tiny_bundle
 
 from centernet_trt.errors import InputError
 from centernet_trt.runtime import Detector, EngineBundle

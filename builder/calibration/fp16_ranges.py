@@ -1,0 +1,232 @@
+"""Find the tensors that fp16 cannot hold."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from centernet_trt.builder.calibration.images import CalibrationImage
+from centernet_trt.builder.calibration.statistics import Simulation, batches
+from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.complexity import count_complexity
+from centernet_trt.builder.graph.shapes import element_types
+from centernet_trt.errors import ModelError
+from centernet_trt.evaluation.environment import available_cores
+from centernet_trt.runtime.spec import InputSpec
+
+FP16_LARGEST = float(np.finfo(np.float16).max)
+FP16_INFINITE = 65520.0  # halfway to the next power of two: what rounds to infinity
+FP16_SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
+# A range measured on some images says little about the next one: half of what fp16 holds is kept free.
+HEADROOM = 2.0
+
+
+# Subnormal values are counted in one of so many, since counting costs more than finding the largest.
+SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """What was seen of a tensor over all images.
+
+    Attributes:
+        largest: largest magnitude, of all values.
+        subnormal: values, not zero, below fp16's smallest normal number 6.1e-5, where its precision fades; of those
+            looked at.
+        looked_at: how many were looked at for that: one in `SAMPLE`.
+    """
+
+    largest: float = 0.0
+    subnormal: int = 0
+    looked_at: int = 0
+
+    @property
+    def overflows(self) -> bool:
+        """Whether a value is infinite in fp16: from 65520 on, rounding goes there."""
+        return self.largest >= FP16_INFINITE
+
+    def joined(self, other: "TensorRange") -> "TensorRange":
+        """Both together."""
+        return TensorRange(
+            max(self.largest, other.largest),
+            self.subnormal + other.subnormal,
+            self.looked_at + other.looked_at,
+        )
+
+
+def affordable(
+    model: ModelProto, images: Sequence[CalibrationImage], work: float | None
+) -> Sequence[CalibrationImage]:
+    """The first of these images, as many as cost at most `work` multiply-adds at 512x512 pixels each, two at least.
+
+    All where `work` is None, or the network's cannot be counted.
+    """
+    if work is None:
+        return images
+    try:
+        each = count_complexity(model, 512, 512).multiply_adds
+    except ModelError:  # a graph that takes no such size
+        return images
+    return images[: max(2, int(work // max(each, 1)))]
+
+
+def faint(ranges: Mapping[str, TensorRange]) -> list[str]:
+    """A note of the tensors most of whose values fp16 holds with less than its usual precision; none if there are none."""
+    names = [name for name, seen in ranges.items() if seen.subnormal > seen.looked_at / 2]
+    if not names:
+        return []
+    worst = max(names, key=lambda name: ranges[name].subnormal / ranges[name].looked_at)
+    share = ranges[worst].subnormal / ranges[worst].looked_at
+    where = f"in {len(names)} of {len(ranges)} tensors most values are below 6.1e-5"
+    return [f"fp16 ranges: {where}, where fp16 has fewer digits; in {worst}, {share:.0%}"]
+
+
+def measure_ranges(
+    model: ModelProto,
+    images: Sequence[CalibrationImage],
+    spec: InputSpec,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, TensorRange]:
+    """The range of every float tensor that the nodes of an fp32 graph compute.
+
+    Behind each tensor stand nodes that reduce it to three numbers and a sample, so that memory is what ONNX Runtime
+    needs to run the network on one image, and a little more.
+
+    Args:
+        model: fp32, named nodes, every tensor's type stated (`inference.refresh_shapes`).
+        images: what to run it on.
+        spec: how an image becomes the input.
+        progress: called with (images done, images in all).
+
+    Raises:
+        ModelError: a tensor is NaN or infinite in fp32 already.
+    """
+    kinds = element_types(model)
+    names = [n for node in model.graph.node for n in node.output if kinds.get(n) == TensorProto.FLOAT]
+    if not names:  # exported in fp16: every tensor is fp16 already
+        return {}
+    dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+    ranges = dict.fromkeys(names, TensorRange())
+    simulation = Simulation(_with_counters(model, names), threads=available_cores(), in_order=True)
+    for row, batch in enumerate(batches(images, spec)):
+        counted = simulation.run(batch.tensor.astype(dtype, copy=False))
+        for name in names:
+            seen = _seen(counted, name)
+            if seen is None:
+                raise ModelError(
+                    f"tensor {name!r} is NaN or infinite on {batch.names[0]} in fp32 already",
+                    "the network itself overflows; check the weights and the pre-processing of the spec",
+                )
+            ranges[name] = ranges[name].joined(seen)
+        if progress is not None:
+            progress(row + 1, len(images))
+    return ranges
+
+
+def _seen(counted: Mapping[str, NDArray[np.float32]], name: str) -> TensorRange | None:
+    """What one run's outputs say of a tensor; None where it is NaN or infinite."""
+    highest, lowest, total = (float(counted[_part(name, kind)]) for kind in ("max", "min", "sum"))
+    if not np.isfinite((highest, lowest, total)).all():
+        return None
+    sizes = np.abs(counted[_part(name, "sample")])
+    subnormal = int(np.count_nonzero((sizes < FP16_SMALLEST_NORMAL) & (sizes > 0)))
+    return TensorRange(max(highest, -lowest), subnormal, sizes.size)
+
+
+def _part(name: str, kind: str) -> str:
+    return f"{name}/range/{kind}"
+
+
+def _with_counters(model: ModelProto, names: Collection[str]) -> ModelProto:
+    """The model with four outputs for each tensor: its largest and smallest value, the sum of magnitudes (NaN and
+    infinity show in it), and a sample of its values.
+
+    Each tensor is looked at right behind the node that makes it, and is not needed any more. There are as few nodes as
+    can be: ONNX Runtime's time to load a graph grows with the square of their number.
+    """
+    model = g.copy_model(model)
+    graph, wanted = model.graph, set(names)
+    constants = {
+        "flat": [-1],
+        "begin": [0],
+        "end": [np.iinfo(np.int64).max],
+        "step": [SAMPLE],
+    }
+    for key, value in constants.items():
+        g.add_initializer(graph, f"range/{key}", np.array(value, dtype=np.int64))
+    del graph.output[:]
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes.append(NodeProto.FromString(node.SerializeToString()))
+        for name in node.output:
+            if name in wanted:
+                nodes += _counting_nodes(name)
+                for kind in ("max", "min", "sum", "sample"):
+                    graph.output.append(
+                        helper.make_tensor_value_info(_part(name, kind), TensorProto.FLOAT, None)
+                    )
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
+
+def _counting_nodes(name: str) -> list[NodeProto]:
+    def node(op: str, sources: Sequence[str], kind: str, **attributes: Any) -> NodeProto:
+        return helper.make_node(op, sources, [_part(name, kind)], name=_part(name, kind), **attributes)
+
+    return [
+        node("ReduceMax", [name], "max", keepdims=0),
+        node("ReduceMin", [name], "min", keepdims=0),
+        node("ReduceL1", [name], "sum", keepdims=0),
+        node("Reshape", [name, "range/flat"], "flat"),
+        node(
+            "Slice",
+            [_part(name, "flat"), "range/begin", "range/end", "range/begin", "range/step"],
+            "sample",
+        ),
+    ]
+
+
+def nodes_beyond_fp16(
+    model: ModelProto, ranges: dict[str, TensorRange], *, heads_in_fp32: bool = False
+) -> dict[str, str]:
+    """The nodes that must stay fp32, with the reason: they make or read a tensor too large for fp16.
+
+    Args:
+        model: named nodes.
+        ranges: from `measure_ranges`.
+        heads_in_fp32: the graph's outputs will be fp32.
+
+    Raises:
+        ModelError: a graph output is too large: no cast behind it can bring it into fp16.
+    """
+    large = {name: r for name, r in ranges.items() if r.largest * HEADROOM > FP16_LARGEST}
+    for value in model.graph.output:
+        if not heads_in_fp32 and value.name in large and large[value.name].overflows:
+            raise ModelError(
+                f"head {value.name!r} reaches {large[value.name].largest:.3g}, fp16 ends at {FP16_LARGEST:.0f}",
+                "build with --heads fp32, or with --precision fp32",
+            )
+    kept = {}
+    for node in model.graph.node:
+        touched = [name for name in (*node.output, *g.node_uses(node)) if name in large]
+        if touched:
+            kept[node.name] = (
+                f"tensor {touched[0]} reaches {large[touched[0]].largest:.3g} on the images looked at"
+            )
+    return kept
+
+
+def nodes_of_heads(model: ModelProto) -> dict[str, str]:
+    """The nodes from each head's last convolution to its output: what stays fp32 when heads are to be fp32."""
+    made = g.producers(model.graph)
+    kept: dict[str, str] = {}
+    for value in model.graph.output:
+        name: str | None = value.name
+        while name is not None and (node := made.get(name)) is not None:
+            kept[node.name] = f"makes the fp32 head {value.name}"
+            name = None if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else node.input[0]
+    return kept

@@ -1,0 +1,306 @@
+"""Run a graph over calibration images: ranges, then histograms."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, helper
+
+from centernet_trt.builder.calibration.images import CalibrationImage
+from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.shapes import element_types, open_session
+from centernet_trt.errors import BackendError, CalibrationError, ModelError
+from centernet_trt.runtime.geometry import Placement, place
+from centernet_trt.runtime.host.preprocess import preprocess
+from centernet_trt.runtime.images import BgrImage
+from centernet_trt.runtime.spec import InputSpec
+
+__all__ = [
+    "BINS",
+    "Batch",
+    "ChannelStatistics",
+    "Histogram",
+    "Simulation",
+    "batches",
+    "collect_histograms",
+    "collect_statistics",
+    "with_outputs",
+]
+
+Values = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that go through the network together: their names, the input tensor (N, 3, H, W), where each lies."""
+
+    names: tuple[str, ...]
+    tensor: Values
+    placements: tuple[Placement, ...]
+
+
+def batches(images: Sequence[CalibrationImage], spec: InputSpec, size: int = 1) -> Iterator[Batch]:
+    """The images, pre-processed as for inference, `size` at a time, or fewer where the network's size changes."""
+    waiting: list[tuple[str, BgrImage, Placement]] = []
+    for image in images:
+        pixels = image.read()
+        placement = place(spec, pixels.shape[1], pixels.shape[0])
+        shape = (placement.height, placement.width)
+        if waiting and (len(waiting) == size or shape != (waiting[0][2].height, waiting[0][2].width)):
+            yield _batch(waiting, spec)
+            waiting = []
+        waiting.append((image.name, pixels, placement))
+    if waiting:
+        yield _batch(waiting, spec)
+
+
+def _batch(rows: Sequence[tuple[str, BgrImage, Placement]], spec: InputSpec) -> Batch:
+    names, pixels, placements = zip(*rows, strict=True)
+    tensor = preprocess(pixels, placements, spec).astype(np.float32, copy=False)
+    return Batch(names, tensor, placements)
+
+
+def with_outputs(model: ModelProto, tensors: Collection[str]) -> ModelProto:
+    """Return the model with these tensors for its outputs, and without what they do not need.
+
+    Args:
+        model: its `value_info` states every tensor's type (`inference.refresh_shapes`).
+        tensors: computed by nodes of the graph.
+
+    Raises:
+        ModelError: a tensor that no node computes.
+    """
+    made, types = g.producers(model.graph), element_types(model)
+    for name in tensors:
+        if name not in made:
+            near = ", ".join(g.near_names(name, made.keys()))
+            raise ModelError(f"no node of the graph computes {name!r}", f"near names: {near}" if near else "")
+    model = g.copy_model(model)
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in tensors)
+    g.prune(model.graph)
+    return model
+
+
+class Simulation:
+    """A graph in ONNX Runtime on the CPU: fp32 nodes in fp32, and Q/DQ as ONNX defines them.
+
+    ONNX Runtime's optimisations stay on, but for those that know Q/DQ: they would replace a convolution between Q/DQ
+    by an integer kernel with a rounding of its own. A product of two int8 values is exact in fp32, so what is left
+    differs from int8 arithmetic by the fp32 rounding of the accumulation only.
+
+    A graph with fp16 tensors is not for this class: see `runtime.faithful`.
+    """
+
+    def __init__(self, model: ModelProto, threads: int = 1, *, in_order: bool = False) -> None:
+        """Load the graph.
+
+        Args:
+            model: one input, (N, 3, H, W) float32.
+            threads: of one run. One by default: on a shared machine a second one mostly waits.
+            in_order: run the nodes in the graph's order, so that a tensor whose last reader comes early is freed early.
+
+        Raises:
+            BackendError: ONNX Runtime refuses the graph.
+        """
+        self._session = _open(model, threads, in_order)
+        self._input = model.graph.input[0].name
+        self.outputs = tuple(value.name for value in model.graph.output)
+
+    def run(self, tensor: Values) -> Mapping[str, Values]:
+        """Each output for one input tensor.
+
+        Raises:
+            BackendError: ONNX Runtime failed.
+        """
+        try:
+            found = self._session.run(list(self.outputs), {self._input: tensor})
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise BackendError(f"ONNX Runtime failed: {error}") from error
+        return dict(zip(self.outputs, map(np.asarray, found), strict=True))
+
+
+def _open(model: ModelProto, threads: int, in_order: bool) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    if in_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return open_session(model, options)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise BackendError(f"ONNX Runtime refuses the graph: {error}") from error
+
+
+BINS = 2048
+"""Bins of a histogram; the number of the published method."""
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass
+class Histogram:
+    """Counts of |x| in `BINS` equal bins from 0 to `amax`; a value of `amax` itself falls into the last.
+
+    The edges come from a first pass over all images, so the counts are the same in whatever order and batches the
+    images come: sums of integers.
+
+    Attributes:
+        amax: upper edge of the last bin, the largest |x| of the first pass; 0 for a tensor of zeros.
+        counts: (BINS,) int64.
+    """
+
+    amax: float
+    counts: Counts = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return self.amax / BINS
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Take in an array of any shape, of values no larger in magnitude than `amax`."""
+        if self.amax <= 0:
+            self.counts[0] += values.size
+            return
+        # float32 throughout: half the memory traffic of float64, and every value meets the same arithmetic
+        # whatever array it came in. A factor beyond float32 (amax below 6e-36) is the one case that needs float64.
+        factor = BINS / self.amax
+        kind = np.float32 if factor < float(np.finfo(np.float32).max) else np.float64
+        scaled = np.abs(values.reshape(-1)).astype(kind, copy=False)
+        index = np.multiply(scaled, kind(factor)).astype(np.int32)
+        np.minimum(index, BINS - 1, out=index)
+        self.counts += np.bincount(index, minlength=BINS)
+
+
+Progress = Callable[[str, int, int], None]
+Channels = npt.NDArray[np.float64]
+# Means are summed as whole numbers of 2^-60, for a sum of whole numbers does not depend on the order of the images.
+_MEAN_UNIT = 2.0**60
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """What the first pass finds out about a tensor (N, C, ...): largest |x| and mean of each channel, both (C,)."""
+
+    amax: Channels
+    mean: Channels
+
+
+def collect_statistics(
+    model: ModelProto,
+    spec: InputSpec,
+    images: Sequence[CalibrationImage],
+    tensors: Sequence[str],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, ChannelStatistics]:
+    """The first pass: the largest |x| and the mean of every channel of tensors (N, C, ...), over all images.
+
+    Args:
+        model: fp32, shapes inferred; one input.
+        spec: the pre-processing, that of inference.
+        images: go through the network once.
+        tensors: names of activations of the graph; its input may be one.
+        batch: images at a time; the result does not depend on it, or on their order.
+        threads: of ONNX Runtime.
+        progress: called with (what, images done, images in all).
+
+    Returns:
+        By tensor, in the order asked for. Every image counts the same in a mean, whatever its size.
+
+    Raises:
+        CalibrationError: a tensor is NaN or infinite on an image; both are named.
+        ModelError: a tensor that the graph does not compute.
+        BackendError: ONNX Runtime fails.
+    """
+    ranges: dict[str, Channels] = {}
+    sums: dict[str, list[int]] = {}
+    count = 0
+    for group, found in _values("ranges", model, spec, images, tensors, batch, threads, progress):
+        for name in tensors:
+            values = found[name]
+            _refuse_not_finite(name, values, group.names)
+            others = (0, *range(2, values.ndim))
+            # Two passes without a copy are cheaper than the absolute values of everything.
+            seen = np.maximum(values.max(axis=others), -values.min(axis=others)).astype(np.float64)
+            ranges[name] = np.maximum(ranges[name], seen) if name in ranges else seen
+            for row in values:
+                means = row.reshape(len(row), -1).mean(axis=1, dtype=np.float64) * _MEAN_UNIT
+                sums[name] = [a + int(b) for a, b in zip(sums.get(name, [0] * len(row)), means, strict=True)]
+        count += len(group.names)
+    return {
+        name: ChannelStatistics(amax, np.array([total / count / _MEAN_UNIT for total in sums[name]]))
+        for name, amax in ranges.items()
+    }
+
+
+def collect_histograms(
+    model: ModelProto,
+    spec: InputSpec,
+    images: Sequence[CalibrationImage],
+    ranges: Mapping[str, float],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Histogram]:
+    """The second pass: histograms of |x| from 0 to the range of each tensor; the other arguments as `collect_statistics`.
+
+    Args:
+        ranges: largest |x| of each tensor over these images.
+    """
+    histograms = {name: Histogram(amax) for name, amax in ranges.items()}
+    for _, found in _values("histograms", model, spec, images, list(ranges), batch, threads, progress):
+        for name, histogram in histograms.items():
+            histogram.add(found[name])
+    return histograms
+
+
+def _values(
+    what: str,
+    model: ModelProto,
+    spec: InputSpec,
+    images: Sequence[CalibrationImage],
+    tensors: Sequence[str],
+    batch: int,
+    threads: int,
+    progress: Progress | None,
+) -> Iterator[tuple[Batch, Mapping[str, Values]]]:
+    """The tensors of every batch of images."""
+    given = model.graph.input[0].name
+    computed = [name for name in tensors if name != given]
+    simulation = Simulation(with_outputs(model, computed), threads) if computed else None
+    done = 0
+    for group in batches(images, spec, batch):
+        if progress is not None:
+            progress(what, done, len(images))
+        found = dict(simulation.run(group.tensor)) if simulation is not None else {}
+        yield group, found | {given: group.tensor}
+        done += len(group.names)
+    if progress is not None:
+        progress(what, done, len(images))
+
+
+def _refuse_not_finite(tensor: str, values: Values, names: Sequence[str]) -> None:
+    """CalibrationError when a value is NaN or infinite; the first image that has one is named."""
+    # One sum is far cheaper than isfinite of each; it is finite unless a value is not, or the sum overflows.
+    if not values.size or np.isfinite(np.sum(values, dtype=np.float64)):
+        return
+    for name, row in zip(names, values, strict=True):
+        bad = ~np.isfinite(row)
+        if bad.any():
+            kind = "NaN" if np.isnan(row).any() else "infinite"
+            raise CalibrationError(
+                f"tensor {tensor!r} is {kind} at {int(bad.sum())} of {row.size} places on the image {name}",
+                "int8 has no number for that; see whether the fp32 model is sound on this image, or leave it out",
+            )

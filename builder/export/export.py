@@ -1,0 +1,131 @@
+"""Export a checkpoint as an ONNX graph."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from centernet_trt._version import __version__
+from centernet_trt.builder.export.checkpoint import read_checkpoint
+from centernet_trt.builder.export.match import match_checkpoint
+from centernet_trt.builder.export.network import Network
+from centernet_trt.builder.export.registry import ARCHITECTURES, INPUT, Architecture, architecture
+from centernet_trt.builder.graph.edit import IR_VERSION, OPSET
+from centernet_trt.builder.graph.shapes import check
+from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+
+__all__ = ["architecture_names", "export_model", "random_weights"]
+
+Array = NDArray[Any]
+
+
+def architecture_names() -> tuple[str, ...]:
+    """Names that `export_model` knows (it also takes the aliases in `registry.ALIASES`)."""
+    return tuple(ARCHITECTURES)
+
+
+def export_model(
+    arch: str,
+    weights: Path | Mapping[str, Array] | None,
+    *,
+    classes: int = 80,
+    heads: Mapping[str, int] | None = None,
+    head_conv: int | None = None,
+    fold_bn: bool = False,
+    strict: bool = True,
+) -> ModelProto:
+    """Return a seed network as an ONNX model of opset 19.
+
+    Args:
+        arch: one of `architecture_names()`, or an alias.
+        weights: a checkpoint file (.pth, .safetensors, .npz), tensors by checkpoint name, or None for random weights
+            (the same every time), which serve to try a build.
+        classes: channels of the heatmap.
+        heads: channels of other outputs, such as {"hps": 34}; they come after the architecture's own. 0 leaves an
+            output of the official networks out, such as {"reg": 0} for one trained without offsets.
+        head_conv: width inside the heads; None for the architecture's default.
+        fold_bn: fold batch normalisation into the convolutions.
+        strict: refuse tensors that the network has no place for; else they are left out.
+
+    Returns:
+        Input `input`: (batch, 3, height, width) float32, sides multiples of 32 (Hourglass: 128). Outputs at a quarter
+        of the size: official `hm` (logits), `wh`, `reg`; mmdetection `center_heatmap` (probability), `wh`, `offset`.
+        Constants have the checkpoint's names, nodes the names of its layers. Metadata: the architecture, the
+        ModelSpec preset that fits, and where the weights come from.
+
+    Raises:
+        ModelError: no such architecture; a checkpoint that cannot be read, or does not fit: every missing, extra and
+            misshaped tensor is listed, with the architecture that fits best or the number of classes that it has.
+    """
+    chosen = architecture(arch)
+    network = chosen.network(classes, heads, head_conv)
+    if weights is None:
+        source, values = "random", random_weights(network.parameters)
+    elif isinstance(weights, Mapping):
+        source, tensors = "tensors given by the caller", weights
+        values = match_checkpoint(chosen, network, tensors, where="the given weights", strict=strict)
+    else:
+        path = Path(weights)
+        source = path.name
+        values = match_checkpoint(
+            chosen, network, read_checkpoint(path).tensors, where=str(path), strict=strict
+        )
+    model = _model(chosen, network, values, source)
+    if fold_bn:
+        model = fold_batch_norm(model)
+    check(model)
+    return model
+
+
+def random_weights(parameters: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Array]:
+    """Random float32 values that keep the activations of any depth finite; the same for the same seed.
+
+    Convolutions are normal with variance 1 / fan-in: half of what keeps the variance through a ReLU, since residual
+    sums double it. Offsets of deformable convolutions are about half a cell, batch norms near the identity.
+    """
+    values: dict[str, Array] = {}
+    for name, shape in parameters.items():
+        generator = np.random.default_rng([seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)])
+        z = generator.standard_normal(shape, np.float32)
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "running_var":
+            values[name] = 1 + np.abs(z) * np.float32(0.1)
+        elif len(shape) == 1:
+            values[name] = z * np.float32(0.1) + np.float32(leaf == "weight")
+        else:
+            variance = (0.25 if "conv_offset" in name else 1.0) / np.prod(shape[1:])
+            values[name] = z * np.float32(np.sqrt(variance))
+    return values
+
+
+def _model(arch: Architecture, network: Network, values: dict[str, Array], source: str) -> ModelProto:
+    """Put the model together; `values` is emptied on the way, so that large weights are held once."""
+    graph = helper.make_graph(
+        network.nodes,
+        arch.name,
+        [_value(INPUT, ["batch", 3, "height", "width"])],
+        [_value(head.name, ["batch", head.channels, "height_4", "width_4"]) for head in network.outputs],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="centernet-trt",
+        producer_version=__version__,
+    )
+    for name in network.parameters:
+        if name not in network.unused:
+            model.graph.initializer.add().CopyFrom(numpy_helper.from_array(values.pop(name), name))
+    for name, value in network.constants.items():
+        model.graph.initializer.add().CopyFrom(numpy_helper.from_array(value, name))
+    notes = {"architecture": arch.name, "preset": arch.preset, "weights": source}
+    helper.set_model_props(model, {f"centernet_trt.{key}": value for key, value in notes.items()})
+    return model
+
+
+def _value(name: str, dims: list[str | int]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)

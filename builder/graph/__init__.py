@@ -1,0 +1,1 @@
+"""ONNX graphs: reading, editing, shapes, external data, comparison."""

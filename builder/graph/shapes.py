@@ -1,0 +1,169 @@
+"""Checks and shape inference, also of models above 2 GB."""
+
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorShapeProto, ValueInfoProto, checker, helper
+from onnx.shape_inference import InferenceError, infer_shapes
+
+from centernet_trt.builder.graph import external_data as weights
+from centernet_trt.errors import ModelError
+
+__all__ = [
+    "PROTOBUF_LIMIT",
+    "check",
+    "element_types",
+    "loadable",
+    "open_session",
+    "refresh_shapes",
+    "saved",
+    "serialised_size",
+]
+
+# A protobuf message may not be serialised beyond 2 GiB; the margin is for the bytes that we estimate.
+PROTOBUF_LIMIT = 2**31 - 2**20
+# Shape inference reads the values of small tensors only (shapes, axes, scales); all others just cost copies.
+_INFERENCE_VALUE_ELEMENTS = 1024
+
+
+def serialised_size(model: ModelProto) -> int:
+    """Return about how many bytes the model takes when serialised; never fails, whatever the size."""
+    graph = model.graph
+    size = sum(int(tensor.ByteSize()) for tensor in graph.initializer) + weights.size_outside(model)
+    return size + sum(int(node.ByteSize()) for node in graph.node) + 200 * len(graph.initializer)
+
+
+@contextmanager
+def saved(model: ModelProto) -> Iterator[Path]:
+    """Yield the path of the model in a temporary folder, its weights in files beside it: for any size."""
+    beside = weights.folder_of(model)
+    if beside is None:
+        with TemporaryDirectory(prefix="centernet-trt-") as folder:
+            path = Path(folder) / "model.onnx"
+            weights.save_beside(model, path, "weights.bin")
+            yield path
+        return
+    path = beside / f"{secrets.token_hex(6)}.onnx"
+    path.write_bytes(model.SerializeToString())
+    try:
+        yield path
+    finally:
+        path.unlink()
+
+
+@contextmanager
+def loadable(model: ModelProto) -> Iterator[bytes | str]:
+    """Yield what ONNX Runtime makes a session from: the model's bytes, or the path of one too large for that."""
+    if weights.folder_of(model) is None and serialised_size(model) < PROTOBUF_LIMIT:
+        yield model.SerializeToString()
+    else:
+        with saved(model) as path:
+            yield str(path)
+
+
+def open_session(model: ModelProto, options: Any) -> Any:
+    """An onnxruntime.InferenceSession on the CPU; of a large model, whose weights lie in files, one that saves memory.
+
+    ONNX Runtime maps such files, and copies them where it optimises: for a large model it does not, which costs up to
+    half of the speed. What it raises passes through.
+    """
+    import onnxruntime as ort
+
+    if weights.folder_of(model) is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    with loadable(model) as source:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _skeleton(model: ModelProto, limit: int) -> ModelProto:
+    """Return the model with each constant of more than `limit` elements turned into an input of its type."""
+    bare = ModelProto()
+    bare.ir_version = model.ir_version
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    graph = bare.graph
+    graph.name = model.graph.name or "graph"
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    inputs = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if int(np.prod(tensor.dims, dtype=np.int64)) <= limit:
+            graph.initializer.append(weights.inlined_tensor(tensor))
+        elif tensor.name not in inputs:
+            graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    return bare
+
+
+def check(model: ModelProto, *, full: bool = False) -> None:
+    """Run ONNX's checker; ModelError carries its message.
+
+    Args:
+        model: a model of any size; beyond 2 GB, or in files, its large constants are checked by type and shape only.
+        full: check by strict shape inference too.
+    """
+    small = weights.folder_of(model) is None and serialised_size(model) < PROTOBUF_LIMIT
+    try:
+        checker.check_model(model if small else _skeleton(model, _INFERENCE_VALUE_ELEMENTS), full_check=full)
+    except (checker.ValidationError, InferenceError, ValueError) as error:
+        raise ModelError(
+            f"the graph is not valid ONNX: {error}", "export the model again, or report the pass that made it"
+        ) from error
+
+
+def refresh_shapes(model: ModelProto, *, clear_outputs: bool = True) -> None:
+    """Throw away the shapes noted in the model and infer them again from its inputs (in place).
+
+    Args:
+        model: its graph inputs state the truth.
+        clear_outputs: forget the declared shapes of the outputs too (their element types stay).
+
+    Raises:
+        ModelError: shapes or types contradict each other.
+    """
+    graph = model.graph
+    del graph.value_info[:]
+    ranks: dict[str, int] = {}
+    for value in graph.output if clear_outputs else ():
+        ranks[value.name] = len(value.type.tensor_type.shape.dim)
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = infer_shapes(
+            _skeleton(model, _INFERENCE_VALUE_ELEMENTS), check_type=True, strict_mode=True
+        )
+    except (InferenceError, ValueError) as error:
+        raise ModelError(
+            f"shape inference fails: {error}",
+            "the graph holds a shape that does not fit its inputs; export it with dynamic axes",
+        ) from error
+    graph.value_info.extend(inferred.graph.value_info)
+    types = {value.name: value for value in inferred.graph.output}
+    for value in graph.output:
+        value.type.CopyFrom(types[value.name].type)
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not tensor.HasField("shape"):
+            # Behind an operator unknown to ONNX: an output must state a shape, so its old rank stays.
+            tensor.shape.dim.extend(TensorShapeProto.Dimension() for _ in range(ranks.get(value.name, 0)))
+    for value in (*graph.value_info, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith("unk__"):
+                # A name that inference made up: it says no more than "unknown", and changes from run to run.
+                dim.ClearField("dim_param")
+
+
+def element_types(model: ModelProto) -> dict[str, int]:
+    """Return the TensorProto.DataType of every tensor whose type the model tells (after `refresh_shapes`)."""
+    graph = model.graph
+    values: Iterable[ValueInfoProto] = (*graph.input, *graph.value_info, *graph.output)
+    types = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
+    types.update({tensor.name: tensor.data_type for tensor in graph.initializer})
+    return {name: kind for name, kind in types.items() if kind != onnx.TensorProto.UNDEFINED}

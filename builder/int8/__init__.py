@@ -1,0 +1,1 @@
+"""int8: layers, placement, and the search under an accuracy budget."""

@@ -1,0 +1,145 @@
+"""Graphs that already carry QuantizeLinear and DequantizeLinear."""
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from centernet_trt.builder.graph import edit as g
+from centernet_trt.errors import ModelError
+
+__all__ = ["carries_quantisation", "repair_quantised"]
+
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+# Integer arithmetic spelled out (ONNX Runtime's QOperator format), and quantisation at run time.
+_INTEGER_OPS = frozenset(
+    {
+        "QLinearConv",
+        "QLinearMatMul",
+        "QLinearAdd",
+        "QGemm",
+        "ConvInteger",
+        "MatMulInteger",
+        "DynamicQuantizeLinear",
+    }
+)
+_AGAIN = "quantise again: symmetric int8 for activations and weights (zero point 0), in Q/DQ format"
+
+
+def carries_quantisation(model: ModelProto) -> bool:
+    """Tell whether the graph has quantisation of its own, of any kind."""
+    return any(node.op_type in _QDQ or node.op_type in _INTEGER_OPS for node in model.graph.node)
+
+
+def repair_quantised(model: ModelProto) -> ModelProto:
+    """Return the model with its Q/DQ as TensorRT takes them; one without any comes back as it is.
+
+    Raises:
+        ModelError: a zero point, type or scale that TensorRT does not take and that no exact repair mends; all are
+            named. Integer operators instead of Q/DQ.
+    """
+    if not carries_quantisation(model):
+        return model
+    model = g.copy_model(model)
+    integer = sorted({node.op_type for node in model.graph.node} & _INTEGER_OPS)
+    if integer:
+        raise ModelError(
+            f"the graph is quantised with integer operators ({', '.join(integer)}), TensorRT takes Q/DQ pairs only",
+            "export it in Q/DQ format (ONNX Runtime: quant_format=QuantFormat.QDQ, static)",
+        )
+    _Repair(model).run()
+    return model
+
+
+class _Repair:
+    """Mends the Q/DQ nodes of one graph in place, and lists what it cannot."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.graph = model.graph
+        self.constants = g.initializers(model.graph)
+        self.taken = g.tensor_names(model.graph)
+        self.problems: list[str] = []
+        self.shifted: dict[str, str] = {}  # uint8 constant -> its int8 version
+
+    def run(self) -> None:
+        gone = []
+        for index, node in enumerate(self.graph.node):
+            if node.op_type not in _QDQ or not self._scales_are_positive(node):
+                continue
+            if self._is_bias(node):
+                self._fold_bias(node)
+                gone.append(index)
+            else:
+                self._mend(node)
+        if self.problems:
+            listed = "".join(f"\n  {problem}" for problem in self.problems[:8])
+            more = f"\n  and {len(self.problems) - 8} more" if len(self.problems) > 8 else ""
+            raise ModelError(f"TensorRT cannot take the graph's quantisation:{listed}{more}", _AGAIN)
+        g.remove_at(self.graph.node, gone)
+        g.prune(self.graph)
+
+    def _constant(self, name: str) -> NDArray[np.generic] | None:
+        tensor = self.constants.get(name)
+        return None if tensor is None else g.as_array(tensor)
+
+    def _scales_are_positive(self, node: NodeProto) -> bool:
+        scale = self._constant(node.input[1])
+        if scale is None:
+            self.problems.append(f"{node.name}: its scale {node.input[1]!r} is not a constant")
+        elif not (np.isfinite(scale.astype(np.float64)) & (scale.astype(np.float64) > 0)).all():
+            self.problems.append(f"{node.name}: a scale of {scale.min()!s}, above 0 was expected")
+        else:
+            return True
+        return False
+
+    def _is_bias(self, node: NodeProto) -> bool:
+        source = self.constants.get(node.input[0])
+        return (
+            node.op_type == "DequantizeLinear"
+            and source is not None
+            and source.data_type == TensorProto.INT32
+        )
+
+    def _fold_bias(self, node: NodeProto) -> None:
+        stored, scale = self._constant(node.input[0]), self._constant(node.input[1])
+        assert stored is not None
+        assert scale is not None
+        axis_values = stored.astype(np.float64) * scale.astype(np.float64)
+        # The bias takes the node's place under the name of its result.
+        g.add_initializer(self.graph, node.output[0], axis_values.astype(np.float32))
+
+    def _mend(self, node: NodeProto) -> None:
+        zero = self._constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        kind = self._storage_type(node, zero)
+        if kind == TensorProto.INT8 and (zero is None or not zero.any()):
+            return
+        if kind == TensorProto.UINT8 and zero is not None and (zero == 128).all():
+            self._shift(node)
+            return
+        where = f"{node.name} ({node.op_type} of {node.input[0]!r})"
+        found = "0" if zero is None else str(np.unique(zero).tolist()[:4]).strip("[]")
+        self.problems.append(f"{where}: {TensorProto.DataType.Name(kind).lower()} with zero point {found}")
+
+    def _storage_type(self, node: NodeProto, zero: NDArray[np.generic] | None) -> int:
+        if zero is not None:
+            return int(self.constants[node.input[2]].data_type)
+        stored = self.constants.get(node.input[0])
+        if node.op_type == "DequantizeLinear" and stored is not None:
+            return int(stored.data_type)
+        return int(g.attribute(node, "output_dtype", 0)) or TensorProto.UINT8  # ONNX's default is uint8
+
+    def _shift(self, node: NodeProto) -> None:
+        """uint8 around 128 -> int8 around 0, zero point and stored weights alike."""
+        node.input[2] = self._minus_128(node.input[2])
+        if node.op_type == "DequantizeLinear" and node.input[0] in self.constants:
+            node.input[0] = self._minus_128(node.input[0])
+        for index, attr in enumerate(node.attribute):
+            if attr.name == "output_dtype":
+                node.attribute[index].CopyFrom(helper.make_attribute("output_dtype", TensorProto.INT8))
+
+    def _minus_128(self, name: str) -> str:
+        if name not in self.shifted:
+            self.shifted[name] = g.fresh_name(f"{name}/int8", self.taken)
+            values = g.as_array(self.constants[name]).astype(np.int16) - 128
+            g.add_initializer(self.graph, self.shifted[name], values.astype(np.int8))
+            self.constants[self.shifted[name]] = self.graph.initializer[-1]
+        return self.shifted[name]

@@ -1,0 +1,1 @@
+"""COCO AP, agreement of detections, and the comparison of two networks."""

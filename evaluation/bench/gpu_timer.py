@@ -1,0 +1,304 @@
+"""Time GPU work by CUDA events: arrays, cache flushing and the hold kernel."""
+
+import ctypes
+from collections.abc import Callable
+from itertools import pairwise
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import InputError
+from centernet_trt.evaluation.bench.timing import WHOLE, Sample, Subject
+from centernet_trt.evaluation.environment import l2_bytes
+from centernet_trt.kernels.compile import architecture_of, find_toolchain
+from centernet_trt.runtime.cuda.device import Device, close_all
+from centernet_trt.runtime.cuda.resources import DeviceBuffer, Event, Graph, Stream
+
+Array = npt.NDArray[Any]
+
+
+class DeviceTensor:
+    """An array of fixed shape and type in GPU memory, with a pinned twin for the way there and back. Close it.
+
+    It has `__cuda_array_interface__`; its content is ready once `write` has returned.
+    """
+
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike, stream: Stream) -> None:
+        """Allocate it, of any content; `stream` is the one of its copies.
+
+        Raises:
+            DriverError: out of memory.
+        """
+        self.shape, self.dtype, self._stream = shape, np.dtype(dtype), stream
+        nbytes = int(np.prod(shape)) * self.dtype.itemsize
+        self._memory = device.allocate(nbytes)
+        try:
+            self._pinned = device.allocate_pinned(nbytes)
+        except BaseException:
+            self._memory.close()
+            raise
+
+    @classmethod
+    def of(cls, device: Device, array: Array, stream: Stream) -> "DeviceTensor":
+        """A copy of a host array."""
+        made = cls(device, array.shape, array.dtype, stream)
+        made.write(array)
+        return made
+
+    @property
+    def address(self) -> int:
+        """Of its first element."""
+        return self._memory.address
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self._memory.nbytes
+
+    @property
+    def host(self) -> Array:
+        """The pinned twin; gone after `close`."""
+        return self._pinned.array.view(self.dtype).reshape(self.shape)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+    def write(self, array: Array) -> None:
+        """Fill it, and wait.
+
+        Raises:
+            InputError: an array of another shape or type.
+        """
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise InputError(
+                f"an array of {array.dtype} and shape {array.shape} was given, {self.dtype} of shape {self.shape} was "
+                "expected"
+            )
+        self.host[...] = array
+        self.upload()
+        self._stream.synchronize()
+
+    def read(self) -> Array:
+        """Its content on the host, once the work on the stream is done."""
+        self.download()
+        self._stream.synchronize()
+        return self.host.copy()
+
+    def upload(self) -> None:
+        """Enqueue the copy of the pinned twin to the device."""
+        self._stream.copy_to_device(self.address, self._pinned.address, self.nbytes)
+
+    def download(self) -> None:
+        """Enqueue the copy of the device's content to the pinned twin."""
+        self._stream.copy_to_host(self._pinned.address, self.address, self.nbytes)
+
+    def close(self) -> None:
+        """Free both. May be called twice."""
+        close_all([self._memory, self._pinned])
+
+
+# `occupy` touches no memory: a copy would keep a stream busy as well, and empty the L2 cache meanwhile.
+_SOURCE = """
+extern "C" __global__ void nothing(unsigned long long) {}
+extern "C" __global__ void occupy(unsigned long long nanoseconds) {
+    unsigned long long start, now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+    do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)); while (now - start < nanoseconds);
+}
+"""
+
+
+class _Number(ctypes.Structure):
+    _fields_ = (("value", ctypes.c_uint64),)
+
+
+class ProbeKernels:
+    """Both kernels on one device. Close it."""
+
+    def __init__(self, device: Device) -> None:
+        """Compile and load them.
+
+        Raises:
+            CudaError: no compiler, or the driver refuses its code.
+        """
+        architecture = architecture_of(*device.info.capability)
+        made = find_toolchain().compile("probes.cu", {"probes.cu": _SOURCE}, architecture, "cubin")
+        self._module = device.load_module(made.code)
+        self._nothing = self._module.function("nothing")
+        self._occupy = self._module.function("occupy")
+        self._number = _Number(0)
+
+    def nothing(self, stream: Stream) -> None:
+        """Enqueue a kernel that does nothing: one block of 32 threads."""
+        stream.launch(self._nothing, (1, 1, 1), (32, 1, 1), 0, self._number)
+
+    def occupy(self, stream: Stream, seconds: float) -> None:
+        """Keep the stream busy for so long, with one thread and no memory."""
+        stream.launch(self._occupy, (1, 1, 1), (1, 1, 1), 0, _Number(round(seconds * 1e9)))
+
+    def close(self) -> None:
+        """Unload them. May be called twice."""
+        self._module.close()
+
+
+CacheState = Literal["warm", "cold"]
+_FIRST_HOLD, _LONGEST_HOLD = 50e-6, 5e-3
+"""Seconds."""
+_TRIES = 8
+
+
+class GpuTimer:
+    """Times what is enqueued on one stream. A context manager, or close it.
+
+    `late`: measurements that counted although their work had begun before the host had enqueued all of it: their times have
+    gaps in them. `hold`: seconds that the wait lasts.
+    """
+
+    def __init__(self, device: Device, stream: Stream | None = None) -> None:
+        """Make the events and buffers.
+
+        Args:
+            device: the GPU.
+            stream: whose work is timed; None for one of its own.
+
+        Raises:
+            CudaError: out of memory, no compiler, or the driver does not say how large the L2 cache is.
+        """
+        self.device = device
+        self._own = stream is None
+        self.stream = stream or device.stream()
+        self.l2_bytes = l2_bytes(device)
+        self._flushed: DeviceBuffer = device.allocate(2 * self.l2_bytes)
+        self.probes = ProbeKernels(device)
+        self.hold = _FIRST_HOLD
+        self._events: list[Event] = []
+        self._marks: list[str] = []
+        self._sealed = self._came_late = False
+        self.late = 0
+
+    def flush(self) -> None:
+        """Enqueue what makes the L2 cache forget: twice its size is written."""
+        self.stream.fill(self._flushed.address, 0, self._flushed.nbytes)
+
+    def start(self, cache: CacheState = "warm") -> None:
+        """Hold the stream up, flush where the cache is to be cold, and set the first mark."""
+        self.probes.occupy(self.stream, self.hold)
+        if cache == "cold":
+            self.flush()
+        self._marks, self._sealed = [], False
+        self._record("")
+
+    def mark(self, name: str) -> None:
+        """What was enqueued since the last mark bears this name."""
+        self._record(name)
+
+    def _record(self, name: str) -> None:
+        if len(self._marks) == len(self._events):
+            self._events.append(self.device.event(timing=True))
+        self.stream.record(self._events[len(self._marks)])
+        self._marks.append(name)
+
+    def seal(self) -> None:
+        """Everything is enqueued: see whether the host was ahead. Before anything waits for the stream."""
+        if not self._sealed:
+            self._sealed = True
+            self._came_late = self._events[0].done
+            if self._came_late:
+                self.late += 1
+                self.hold = min(2 * self.hold, _LONGEST_HOLD)
+
+    def finish(self) -> dict[str, float]:
+        """Wait -> seconds by mark, in order; a name that was marked twice has the sum."""
+        self.seal()
+        events = self._events[: len(self._marks)]
+        events[-1].synchronize()
+        seconds: dict[str, float] = {}
+        for (before, after), name in zip(pairwise(events), self._marks[1:], strict=True):
+            seconds[name] = seconds.get(name, 0.0) + after.elapsed_ms(before) * 1e-3
+        return seconds
+
+    def seconds(self, enqueue: Callable[[], object], cache: CacheState = "warm") -> float:
+        """How long the device is busy with what `enqueue` enqueues on the stream; repeated while the host comes late."""
+        for again in reversed(range(_TRIES)):
+            self.start(cache)
+            enqueue()
+            self.mark(WHOLE)
+            found = self.finish()[WHOLE]
+            if not self._came_late:
+                break
+            if again:
+                self.late -= 1  # thrown away
+        return found
+
+    def subject(self, enqueue: Callable[[], object], cache: CacheState = "warm", times: int = 1) -> Subject:
+        """As a subject of `timing.measure`; `times`: `enqueue` does the thing so often, and one is reported."""
+
+        def call() -> Sample:
+            return {WHOLE: self.seconds(enqueue, cache) / times}
+
+        return Subject(call)
+
+    def recorded(self, enqueue: Callable[[], object]) -> Graph:
+        """The work as a CUDA graph; it must have run once before. Close the graph.
+
+        Raises:
+            DriverError: it cannot be recorded.
+        """
+        self.stream.begin_capture()
+        try:
+            enqueue()
+        except BaseException:
+            self.stream.abandon_capture()
+            raise
+        return self.stream.end_capture()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the stream, then free everything."""
+        if not self.stream.closed:
+            self.stream.synchronize()
+        close_all([*self._events, self.probes, self._flushed, *([self.stream] if self._own else [])])
+        self._events = []
+
+
+class EventClock:
+    """A StageClock of device work: the pipeline marks stages on the timer's stream, `whole` is their sum.
+
+    The hold belongs to no stage. A pipeline that waits for its own results calls `seal` before.
+    """
+
+    def __init__(self, timer: GpuTimer, cache: CacheState = "warm") -> None:
+        self._timer, self._cache = timer, cache
+
+    def start(self) -> None:
+        """A call begins."""
+        self._timer.start(self._cache)
+
+    def mark(self, stage: str) -> None:
+        """The stage of this name ends here."""
+        self._timer.mark(stage)
+
+    def seal(self) -> None:
+        """Everything is enqueued."""
+        self._timer.seal()
+
+    def finish(self) -> dict[str, float]:
+        """Seconds by stage, and their sum."""
+        found = self._timer.finish()
+        return found | {WHOLE: sum(found.values())}

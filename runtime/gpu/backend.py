@@ -1,0 +1,378 @@
+"""GpuBackend and its pool of lanes."""
+
+import atexit
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import BackendError, CenterNetError, CudaError, InputError
+from centernet_trt.runtime.backend import Batch, GpuOptions, Heads, MemoryUse, Picture, Request
+from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.cuda.binding import DriverError
+from centernet_trt.runtime.cuda.device import Device, close_all
+from centernet_trt.runtime.cuda.interop import DeviceImage
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.gpu.buffers import (
+    StreamBuffers,
+    aligned,
+    descriptor_bytes,
+    memory_use,
+    plan_stream,
+)
+from centernet_trt.runtime.gpu.kernels import Kernels
+from centernet_trt.runtime.gpu.lane import Lane
+from centernet_trt.runtime.gpu.pinned import LockedImages
+from centernet_trt.runtime.host.decode import check_heads
+from centernet_trt.runtime.host.preprocess import level_table
+from centernet_trt.runtime.images import BgrImage
+from centernet_trt.runtime.profiles import largest_batch, largest_shapes
+from centernet_trt.runtime.trt.context import TensorRTExecutor
+
+
+class LanePool:
+    """The lanes that nobody uses. Safe to use from many threads."""
+
+    def __init__(self, device: Device, lanes: Sequence[Lane]) -> None:
+        """All are idle."""
+        self._device = device
+        self._count = len(lanes)
+        self._idle = list(lanes)
+        self._lock = threading.Lock()
+        self._change = threading.Condition(self._lock)
+        self._waiting = 0
+        self._closing = False
+        self._lost: DriverError | None = None
+
+    def take(self) -> Lane:
+        """An idle lane; waits for one. Not for those who hold another: two of them could wait for ever.
+
+        Raises:
+            BackendError: the pipeline is closed.
+            CudaError: the GPU cannot be used.
+        """
+        self.check_usable()
+        with self._lock:
+            while not self._idle and not self._closing:
+                self._wait()
+            self._check_open()
+            return self._idle.pop()  # the one used last: its graphs and caches are warm
+
+    def take_idle(self) -> Lane | None:
+        """An idle lane, None where there is none; raises what `take` raises."""
+        self.check_usable()
+        with self._lock:
+            self._check_open()
+            return self._idle.pop() if self._idle else None
+
+    def give_back(self, lane: Lane, error: BaseException | None = None) -> None:
+        """The lane is idle again; `error` ended its work."""
+        with self._lock:
+            if isinstance(error, DriverError) and error.context_lost:
+                self._lost = error
+            self._idle.append(lane)
+            if self._waiting:
+                self._change.notify_all()
+
+    def check_usable(self) -> None:
+        """Make sure that a lane can be taken, now or later.
+
+        Raises:
+            BackendError: the pipeline is closed.
+            CudaError: this process is a fork, or the GPU's context is lost.
+        """
+        self._check_open()
+        if self._lost is not None:
+            raise CudaError(f"the GPU failed before: {self._lost.message}", self._lost.hint)
+        self._device.check_usable()
+
+    def close(self) -> bool:
+        """Let nobody take a lane any more, and wait until all are idle; False where another call has done it before."""
+        with self._lock:
+            if self._closing:
+                return False
+            self._closing = True
+            self._change.notify_all()
+            while len(self._idle) < self._count:
+                self._wait()
+            return True
+
+    def _wait(self) -> None:
+        self._waiting += 1
+        try:
+            self._change.wait()
+        finally:
+            self._waiting -= 1
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise BackendError("the detector is closed", "load the bundle again: Detector.load(...)")
+
+
+_log = logging.getLogger(__name__)
+UnderWay = deque[tuple[Lane, list[Detections]]]
+
+
+class Pipeline:
+    """A bundle's plan with everything around it on one GPU. Safe to use from many threads; close it."""
+
+    note = ""
+
+    def __init__(self, bundle: EngineBundle, options: GpuOptions, device: Device) -> None:
+        """Use `Pipeline.load`."""
+        self.options = options.within(bundle.manifest.profiles)
+        self.device = device
+        self._parts: list[Any] = []  # in the order of their making
+        self._lanes: list[Lane] = []
+        self._warming = threading.Lock()  # two that each hold some streams and want all would wait for ever
+        try:
+            self._build(bundle)
+        except BaseException:
+            self._tear_down()
+            raise
+        # Not closed by its owner, it is closed before the driver goes; the garbage collector frees nothing.
+        atexit.register(self.close)
+
+    @classmethod
+    def load(cls, bundle: EngineBundle, options: GpuOptions | None = None) -> Self:
+        """Load a bundle onto a GPU.
+
+        Raises:
+            CudaError: no driver, no such GPU, no compiler for the kernels, or out of memory.
+            BundleError: no plan of the bundle runs here.
+            BackendError: TensorRT is missing or refuses the plan.
+        """
+        options = options or GpuOptions()
+        device = Device.open(options.device, options.binding)
+        try:
+            return cls(bundle, options, device)
+        except BaseException:
+            device.close()
+            raise
+
+    def _build(self, bundle: EngineBundle) -> None:
+        options, device, manifest = self.options, self.device, bundle.manifest
+        assert options.max_batch is not None
+        self._profiles = manifest.profiles
+        self._most_rows = max(batch for batch, _, _ in largest_shapes(manifest.profiles, options.max_batch))
+        check_heads({head.name: (1, head.channels, 1, 1) for head in manifest.heads}, manifest.spec)
+        kernels = self._keep(self._open_kernels(device))
+        self._executor = self._keep(self._open_network(bundle, device))
+        self._memory = plan_stream(
+            manifest,
+            options.max_batch,
+            options.max_pixels,
+            self._executor.workspace_bytes,
+            device.info.multiprocessors,
+        )
+        levels = level_table(manifest.spec.input).tobytes()
+        self._levels = self._keep(device.allocate(len(levels)))
+        self._locked = LockedImages(device)
+        classes = {head.name: head.channels for head in manifest.heads}[manifest.spec.heads.heatmap.tensor]
+        for _ in range(options.streams):
+            buffers = StreamBuffers(
+                device,
+                self._memory,
+                manifest.spec,
+                self._levels.address,
+                classes,
+                options.spin,
+                self._locked,
+            )
+            lane = self._keep(Lane(self._executor, kernels, buffers, options.cuda_graph, options.max_graphs))
+            self._lanes.append(lane)
+        self._upload_levels(levels)
+        self._pool = LanePool(device, self._lanes)
+        # In the upload buffer, beside the descriptors of the largest batch and of one image.
+        self._room, self._largest_image = (
+            self._memory.staging - descriptor_bytes(rows) for rows in (self._most_rows, 1)
+        )
+
+    def _open_kernels(self, device: Device) -> Kernels:
+        return Kernels(device)
+
+    def _open_network(self, bundle: EngineBundle, device: Device) -> TensorRTExecutor:
+        return TensorRTExecutor(bundle, device)
+
+    def _upload_levels(self, levels: bytes) -> None:
+        buffers = self._lanes[0].buffers
+        buffers.pinned_staging.array[: len(levels)] = np.frombuffer(levels, dtype=np.uint8)
+        buffers.stream.copy_to_device(self._levels.address, buffers.pinned_staging.address, len(levels))
+        buffers.stream.synchronize()
+
+    def _keep(self, part: Any) -> Any:
+        self._parts.append(part)
+        return part
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What is allocated, and for what."""
+        use = memory_use(self.options.streams, self._memory, self._executor.plan.bytes, self._levels.nbytes)
+        made = self._locked.nbytes
+        return replace(use, pinned=use.pinned | {"images of pinned_image()": made}) if made else use
+
+    def pinned_image(self, height: int, width: int) -> BgrImage:
+        """An image of any content in page-locked memory, for callers to fill; see `LockedImages.make`."""
+        self._pool.check_usable()
+        return self._locked.make(height, width)
+
+    @property
+    def max_batch(self) -> int:
+        """Images that run at once."""
+        return self.options.max_batch or 1
+
+    def check_image(self, image: Picture) -> None:
+        """Raise InputError for an image from the host that does not fit into the upload buffer."""
+        if not isinstance(image, DeviceImage) and image.nbytes > self._largest_image:
+            height, width = image.shape[:2]
+            raise InputError(
+                f"an image of {width}x{height} pixels was given, the detector was loaded for {self.options.max_pixels} "
+                "pixels",
+                "load it with a larger max_pixels, or scale the image down",
+            )
+
+    def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
+        """Detections of every batch; the batches overlap on as many streams as are idle.
+
+        Args:
+            batches: images each whose placements share one network size; larger ones than `max_batch`, or than the
+                upload buffer, are cut.
+
+        Raises:
+            BackendError: TensorRT refused, or the pipeline is closed.
+            CudaError: the driver refused; what was under way is given up.
+        """
+        batches = list(batches)
+        if len(batches) == 1 and len(batches[0]) == 1:
+            return [self._run_one(batches[0])]
+        self._pool.check_usable()
+        found: list[list[Detections]] = []
+        under_way: UnderWay = deque()
+        try:
+            for batch in batches:
+                results: list[Detections] = []
+                found.append(results)
+                for part in self._cut(batch):
+                    lane = self._next_lane(under_way)
+                    self._start(lane, part)
+                    under_way.append((lane, results))
+            while under_way:
+                self._finish(under_way)
+        finally:
+            while under_way:  # an error: the others' work is waited for and dropped
+                try:
+                    self._finish(under_way)
+                except CenterNetError as error:
+                    _log.debug("a batch under way failed as well: %s", error)
+        return found
+
+    def _run_one(self, batch: Batch) -> list[Detections]:
+        """A batch that nothing overlaps with: the context is made current once, from start to end."""
+        lane = self._pool.take()
+        try:
+            with self.device.current:
+                lane.start(batch)
+                found = lane.finish()
+        except BaseException as error:
+            self._pool.give_back(lane, error)
+            raise
+        self._pool.give_back(lane)
+        return found
+
+    def _cut(self, batch: Batch) -> list[list[Request]]:
+        """Parts that fit: at most `max_batch` images, no more than a profile takes, their bytes in the upload buffer."""
+        if len(batch) < 2:
+            return [list(batch)] if batch else []
+        side = batch[0].placement
+        most = min(self.max_batch, largest_batch(self._profiles, side.height, side.width))
+        parts: list[list[Request]] = []
+        room = 0
+        for request in batch:
+            image = request.image
+            size = 0 if isinstance(image, DeviceImage) else aligned(image.nbytes)
+            if not parts or len(parts[-1]) == most or size > room:
+                parts.append([])
+                room = self._room
+            parts[-1].append(request)
+            room -= size
+        return parts
+
+    def _next_lane(self, under_way: UnderWay) -> Lane:
+        """An idle lane; who holds others finishes them first, for waiting while holding could last for ever."""
+        while under_way:
+            lane = self._pool.take_idle()
+            if lane is not None:
+                return lane
+            self._finish(under_way)
+        return self._pool.take()
+
+    def _start(self, lane: Lane, part: list[Request]) -> None:
+        try:
+            lane.start(part)
+        except BaseException as error:
+            self._pool.give_back(lane, error)
+            raise
+
+    def _finish(self, under_way: UnderWay) -> None:
+        lane, results = under_way.popleft()
+        try:
+            results.extend(lane.finish())
+        except BaseException as error:
+            self._pool.give_back(lane, error)
+            raise
+        self._pool.give_back(lane)
+
+    def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
+        """Head tensors (N, C, H, W) on the host of an input tensor (N, 3, height, width); not a fast path.
+
+        Raises:
+            BackendError: TensorRT refused, or the pipeline is closed.
+            CudaError: the driver refused.
+        """
+        lane = self._pool.take()
+        try:
+            most = min(self.max_batch, largest_batch(self._profiles, *tensor.shape[2:]) or self.max_batch)
+            parts = [lane.heads(tensor[row : row + most]) for row in range(0, len(tensor), most)]
+        except BaseException as error:
+            self._pool.give_back(lane, error)
+            raise
+        self._pool.give_back(lane)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def warm(self, batches: Iterable[Batch]) -> None:
+        """Run each batch once on every stream, so that all its shapes are recorded, and keep compiled kernels."""
+        with self._warming:
+            lanes: list[Lane] = []
+            failed: BaseException | None = None
+            try:
+                while len(lanes) < len(self._lanes):
+                    lanes.append(self._pool.take())
+                for batch in batches:
+                    for lane in lanes:
+                        lane.start(batch)
+                        lane.finish()
+            except BaseException as error:
+                failed = error
+                raise
+            finally:
+                for lane in lanes:
+                    self._pool.give_back(lane, failed)
+            self._executor.save_kernels()
+
+    def close(self) -> None:
+        """Wait for what is under way, then free everything. May be called twice; in a fork it does nothing."""
+        if self.device.foreign_process:
+            return
+        if self._pool.close():
+            atexit.unregister(self.close)
+            self._tear_down()
+
+    def _tear_down(self) -> None:
+        """Lanes, then the engine, then the kernels, then the context, whatever fails."""
+        parts, self._parts = self._parts, []
+        close_all([*reversed(parts), self.device])

@@ -1,0 +1,300 @@
+"""The memory of a lane: its plan, allocation, uploads and image descriptors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.kernels.launch import (
+    DECODE_BLOCKS_PER_SM,
+    MAX_TOP_K,
+    DecodeLayout,
+    DecodeRows,
+    plan_decode,
+)
+from centernet_trt.kernels.structs import Image
+from centernet_trt.runtime.backend import MemoryUse, Request
+from centernet_trt.runtime.cuda.device import Device, close_all
+from centernet_trt.runtime.cuda.interop import DeviceImage
+from centernet_trt.runtime.cuda.resources import Resource
+from centernet_trt.runtime.geometry import Placement
+from centernet_trt.runtime.gpu.kernels import absent_image, extra_columns, image_descriptor
+from centernet_trt.runtime.gpu.pinned import LockedImages
+from centernet_trt.runtime.manifest import Manifest, TensorRecord
+from centernet_trt.runtime.profiles import largest_shapes
+from centernet_trt.runtime.spec import KeepRes, ModelSpec
+
+ALIGNMENT = 256
+_IMAGE_BYTES = len(bytes(Image()))
+_KEY_BYTES, _COUNTER_BYTES = 8, 8
+_ITEM_BYTES = {"float32": 4, "float16": 2}
+_FULL_HD = 1920 * 1080
+
+
+@dataclass(frozen=True)
+class StreamMemory:
+    """Bytes of every buffer of one stream, for the largest batch, input and top_k.
+
+    `staging`: descriptors and images, pinned and on the device. `tensors`: the network's input and heads by name.
+    `workspace`: TensorRT's activations. `counters`, `keys`: of the decode kernel. `output`: rows, on the device and pinned.
+    """
+
+    staging: int
+    tensors: Mapping[str, int]
+    workspace: int
+    counters: int
+    keys: int
+    output: int
+
+
+def plan_stream(
+    manifest: Manifest, max_batch: int, max_pixels: int, workspace: int, multiprocessors: int
+) -> StreamMemory:
+    """What one stream needs.
+
+    Args:
+        manifest: of the bundle: tensors, profiles, spec.
+        max_batch: images that run at once.
+        max_pixels: of the largest source image that comes from the host.
+        workspace: bytes that TensorRT asks for.
+        multiprocessors: of the device.
+    """
+    # Not the largest batch at the largest size: each profile has its own.
+    shapes, stride = largest_shapes(manifest.profiles, max_batch), manifest.spec.stride
+    rows = max(batch for batch, _, _ in shapes)
+    tensors = {manifest.input.name: max(tensor_bytes(manifest.input, *shape) for shape in shapes)}
+    for head in manifest.heads:
+        tensors[head.name] = max(tensor_bytes(head, n, h // stride, w // stride) for n, h, w in shapes)
+    counters, keys, output = decode_bytes(rows, extra_columns(manifest.spec.heads), multiprocessors)
+    return StreamMemory(
+        staging=_staging(manifest, max_batch, rows, max_pixels),
+        tensors=tensors,
+        workspace=workspace,
+        counters=counters,
+        keys=keys,
+        output=output,
+    )
+
+
+def decode_bytes(max_batch: int, columns: int, multiprocessors: int) -> tuple[int, int, int]:
+    """Bytes of decode's counters, keys and output for any map, any batch up to the largest, and any top_k.
+
+    Args:
+        max_batch: images that run at once.
+        columns: channels of all further heads.
+        multiprocessors: of the device.
+    """
+    # The length of a block's list follows from the rows alone, the number of blocks from the device or the batch.
+    list_keys = plan_decode(1, 1, 4, 4, MAX_TOP_K, half=True, multiprocessors=multiprocessors).list_keys
+    blocks = max(multiprocessors * DECODE_BLOCKS_PER_SM, max_batch)
+    output = DecodeLayout(max_batch, MAX_TOP_K, columns).nbytes
+    return max_batch * _COUNTER_BYTES, blocks * list_keys * _KEY_BYTES, output
+
+
+def tensor_bytes(record: TensorRecord, batch: int, height: int, width: int) -> int:
+    """Size of a tensor (batch, channels, height, width) in bytes."""
+    return batch * record.channels * height * width * _ITEM_BYTES[record.dtype]
+
+
+def descriptor_bytes(batch: int) -> int:
+    """Bytes of a batch's image descriptors, with the padding before the first image."""
+    return aligned(batch * _IMAGE_BYTES)
+
+
+def aligned(size: int) -> int:
+    """The next multiple of the alignment of buffers."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _staging(manifest: Manifest, max_batch: int, rows: int, max_pixels: int) -> int:
+    """Room for a batch of Full HD images, or one as large as is allowed; `keep_res` cannot take larger ones than its input.
+
+    `rows`: of the largest batch, those without an image among them.
+    """
+    usual = max(max_pixels, max_batch * min(_FULL_HD, max_pixels))
+    if isinstance(manifest.spec.input.resize, KeepRes):
+        usual = min(usual, max(n * h * w for n, h, w in largest_shapes(manifest.profiles, max_batch)))
+    return descriptor_bytes(rows) + 3 * usual + max_batch * ALIGNMENT
+
+
+def memory_use(streams: int, plan: StreamMemory, weights: int, levels: int) -> MemoryUse:
+    """The sum over all streams, by purpose."""
+    return MemoryUse(
+        device={
+            "weights": weights,
+            "network activations": streams * plan.workspace,
+            "network input and heads": streams * sum(plan.tensors.values()),
+            "images": streams * plan.staging,
+            "decode": streams * (plan.counters + plan.keys + plan.output) + levels,
+        },
+        pinned={"images": streams * plan.staging, "detections": streams * plan.output},
+    )
+
+
+_REMEMBERED = 256  # descriptors; beyond it all are forgotten
+
+
+class ImageTable:
+    """Writes descriptors into page-locked memory. One batch at a time.
+
+    Those of recent calls are remembered: filling in the fields of one costs as much Python as all else in an upload.
+    """
+
+    def __init__(self, address: int, spec: ModelSpec) -> None:
+        """Use the memory at this address."""
+        self._address, self._spec = address, spec
+        self._tables: dict[int, tuple[Any, int]] = {}
+        self._known: dict[tuple[int, float | None, int | None, int, int], tuple[Placement, Image]] = {}
+        self._absent = absent_image()
+
+    def of_batch(self, batch: int) -> tuple[Any, int]:
+        """The descriptors of a batch as a ctypes array, and the offset of the first image behind them."""
+        found = self._tables.get(batch)
+        if found is None:
+            table = (Image * batch).from_address(self._address)
+            found = self._tables[batch] = table, descriptor_bytes(batch)
+        return found
+
+    def put(
+        self, table: Any, row: int, request: Request, pixels: int, pitch: int = 0, channels: int = 3
+    ) -> None:
+        """Describe an image: what is asked of it, where it lies on the device, and in what layout."""
+        placement = request.placement
+        key = (id(placement), request.threshold, request.top_k, pitch, channels)
+        found = self._known.get(key)
+        if found is None or found[0] is not placement:
+            asked = (placement, self._spec, request.threshold, request.top_k)
+            found = placement, image_descriptor(*asked, pitch=pitch, channels=channels)
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = found
+        descriptor = found[1]
+        descriptor.pixels = pixels
+        table[row] = descriptor  # copied
+
+    def put_absent(self, table: Any, row: int) -> None:
+        """Describe a row without an image; it has no detections."""
+        table[row] = self._absent
+
+
+R = TypeVar("R", bound=Resource)
+
+
+class StreamBuffers:
+    """A stream and its buffers.
+
+    `levels` is the address of the grey-level table, `classes` the heatmap's channels, `locked` knows images in page-locked
+    memory; all are those of the pipeline.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        memory: StreamMemory,
+        spec: ModelSpec,
+        levels: int,
+        classes: int,
+        spin: bool,
+        locked: LockedImages,
+    ) -> None:
+        """Allocate everything.
+
+        Raises:
+            DriverError: out of memory; what had been allocated is freed again.
+        """
+        self._device, self._locked = device, locked
+        self.levels, self.classes = levels, classes
+        self._made: list[Resource] = []
+        try:
+            self.stream = self._keep(device.stream())
+            self.done = self._keep(device.event(spin=spin))
+            self.pinned_staging = self._keep(device.allocate_pinned(memory.staging))
+            self.device_staging = self._keep(device.allocate(memory.staging))
+            self.tensors = {name: self._keep(device.allocate(size)) for name, size in memory.tensors.items()}
+            self.workspace = self._keep(device.allocate(memory.workspace))
+            self.counters = self._keep(device.allocate(memory.counters))
+            self.keys = self._keep(device.allocate(memory.keys))
+            self.output = self._keep(device.allocate(memory.output))
+            self.pinned_output = self._keep(device.allocate_pinned(memory.output))
+            self.reset()
+        except BaseException:
+            self.close()
+            raise
+        self._staging = self.pinned_staging.array
+        self._images = ImageTable(self.pinned_staging.address, spec)
+        self.addresses = {name: buffer.address for name, buffer in self.tensors.items()}
+
+    def _keep(self, resource: R) -> R:
+        self._made.append(resource)
+        return resource
+
+    def reset(self) -> None:
+        """Wait for the stream, and make the decode kernel's counters zero, as every launch leaves them."""
+        self.stream.synchronize()
+        self.stream.fill(self.counters.address, 0, self.counters.nbytes)
+        self.stream.synchronize()
+
+    def upload(self, batch: int, requests: Sequence[Request]) -> None:
+        """Enqueue the copies that bring descriptors and images to the device; they must fit, and the context be current.
+
+        One copy brings the descriptors and all images in pageable memory; each image in page-locked memory has a copy of
+        its own, from where it lies. Images in GPU memory stay where they are; the stream waits for those who make them.
+        Rows of the batch past the requests have no image and no detections.
+        """
+        images, device = self._images, self.device_staging.address
+        table, offset = images.of_batch(batch)
+        locked: list[tuple[int, int, int]] = []  # row, address, bytes
+        for row, request in enumerate(requests):
+            image = request.image
+            if isinstance(image, DeviceImage):
+                if image.array.stream is not None:
+                    self.stream.wait_for(image.array.stream)
+                images.put(table, row, request, image.array.address, image.pitch, image.channels)
+            elif (address := self._locked.address_of(image)) is not None:
+                locked.append((row, address, image.nbytes))
+            else:
+                target = self._staging[offset : offset + image.nbytes]
+                np.copyto(target.reshape(image.shape), image)
+                images.put(table, row, request, device + offset)
+                offset += aligned(image.nbytes)
+        for row in range(len(requests), batch):
+            images.put_absent(table, row)
+        copies = [(device, self.pinned_staging.address, offset)]
+        for row, address, nbytes in locked:
+            images.put(table, row, requests[row], device + offset)
+            copies.append((device + offset, address, nbytes))
+            offset += aligned(nbytes)
+        # Through the binding, with the context current: making sure of that again costs as much as the call.
+        copy, stream = self._device.binding.copy_to_device, self.stream.handle
+        for target_address, source, nbytes in copies:
+            copy(target_address, source, nbytes, stream)
+
+    def write(self, address: int, array: npt.NDArray[Any]) -> None:
+        """Copy a host array to the device, piece by piece through the upload buffer, and wait."""
+        pinned, content = self.pinned_staging, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for begin in range(0, content.nbytes, pinned.nbytes):
+            piece = content[begin : begin + pinned.nbytes]
+            pinned.array[: piece.nbytes] = piece
+            self.stream.copy_to_device(address + begin, pinned.address, piece.nbytes)
+            self.stream.synchronize()
+
+    def read(self, address: int, array: npt.NDArray[Any]) -> None:
+        """Fill a contiguous host array from the device, likewise."""
+        pinned, content = self.pinned_staging, array.reshape(-1).view(np.uint8)
+        for begin in range(0, content.nbytes, pinned.nbytes):
+            size = min(pinned.nbytes, content.nbytes - begin)
+            self.stream.copy_to_host(pinned.address, address + begin, size)
+            self.stream.synchronize()
+            content[begin : begin + size] = pinned.array[:size]
+
+    def rows(self, layout: DecodeLayout) -> DecodeRows:
+        """What decode wrote, once the stream is done; views that the next batch overwrites."""
+        return layout.view(self.pinned_output.array[: layout.nbytes])
+
+    def close(self) -> None:
+        """Free everything, youngest first. May be called twice."""
+        made, self._made = self._made, []
+        self._staging = np.empty(0, np.uint8)
+        close_all(list(reversed(made)))

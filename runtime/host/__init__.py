@@ -1,0 +1,1 @@
+"""The CPU backend, which is also the reference arithmetic."""

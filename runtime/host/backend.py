@@ -1,0 +1,99 @@
+"""HostBackend: pre-processing, ONNX Runtime and decode on the CPU."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import InputError
+from centernet_trt.runtime.backend import Batch, Heads, MemoryUse, Picture
+from centernet_trt.runtime.cuda.interop import DeviceImage
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.host.decode import check_heads, decode_image
+from centernet_trt.runtime.host.onnxruntime import OnnxRuntimeExecutor, allocate_heads
+from centernet_trt.runtime.host.preprocess import preprocess
+from centernet_trt.runtime.images import BgrImage
+from centernet_trt.runtime.manifest import Manifest
+from centernet_trt.runtime.profiles import batch_to_run, largest_batch
+
+
+class HostBackend:
+    """Runs a bundle on the host; see `Backend`."""
+
+    def __init__(
+        self, executor: OnnxRuntimeExecutor, manifest: Manifest, max_batch: int | None = None
+    ) -> None:
+        """Take over an executor."""
+        self._executor, self._manifest = executor, manifest
+        self.note = executor.note
+        self.max_batch = max_batch or max(profile.batch.max for profile in manifest.profiles)
+        self.memory = MemoryUse()
+
+    def check_image(self, image: Picture) -> None:
+        """Raise InputError for an image in GPU memory."""
+        if isinstance(image, DeviceImage):
+            raise InputError(
+                "an image in GPU memory was given, and the network runs on the host",
+                "copy it to the host first, or load the bundle with backend='tensorrt'",
+            )
+
+    def pinned_image(self, height: int, width: int) -> BgrImage:
+        """An ordinary array: there is no GPU to lock its pages for."""
+        if height < 1 or width < 1:
+            raise InputError(f"an image of {width}x{height} pixels was asked for, at least 1x1 was expected")
+        return np.empty((height, width, 3), np.uint8)
+
+    def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
+        """Detections of the images of every batch; one that is too large for every profile is cut."""
+        return [[found for part in self._cut(batch) for found in self._run(part)] for batch in batches]
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        if not batch:
+            return []
+        side = batch[0].placement
+        most = largest_batch(self._manifest.profiles, side.height, side.width) or len(batch)
+        most = min(most, self.max_batch)
+        return [batch[row : row + most] for row in range(0, len(batch), most)]
+
+    def _run(self, batch: Batch) -> list[Detections]:
+        spec, record = self._manifest.spec, self._manifest.input
+        images: list[BgrImage] = []
+        for request in batch:
+            self.check_image(request.image)
+            assert not isinstance(request.image, DeviceImage)
+            images.append(request.image)
+        tensor = preprocess(
+            images, [request.placement for request in batch], spec.input, np.dtype(record.dtype)
+        )
+        heads = self.heads(tensor)
+        return [
+            decode_image(
+                {name: heads[name][row] for name in spec.heads.tensors},
+                spec,
+                request.placement,
+                request.threshold,
+                request.top_k,
+            )
+            for row, request in enumerate(batch)
+        ]
+
+    def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
+        """Head tensors of an input tensor.
+
+        Raises:
+            InputError: no profile of the bundle takes its shape: what TensorRT would refuse, nobody shall rely on here.
+        """
+        manifest = self._manifest
+        batch_to_run(manifest.profiles, len(tensor), *tensor.shape[2:])
+        heads = allocate_heads(manifest, *(len(tensor), *tensor.shape[2:]))
+        check_heads({name: head.shape for name, head in heads.items()}, manifest.spec)
+        self._executor.run({manifest.input.name: tensor}, heads)
+        return heads
+
+    def warm(self, batches: Iterable[Batch]) -> None:
+        """Run each batch once."""
+        self.run(batches)
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._executor.close()

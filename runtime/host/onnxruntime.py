@@ -1,0 +1,157 @@
+"""ONNX Runtime sessions: fast mode, and faithful mode with per-operator rounding."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from centernet_trt.errors import BackendError
+from centernet_trt.runtime.manifest import Manifest, head_shapes
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+def allocate_heads(
+    manifest: Manifest, batch: int, height: int, width: int
+) -> dict[str, npt.NDArray[np.floating]]:
+    """Host arrays for the heads, by name, in the element types of the manifest."""
+    dtypes = {head.name: np.dtype(head.dtype) for head in manifest.heads}
+    return {
+        name: np.empty(shape, dtype=dtypes[name])
+        for name, shape in head_shapes(manifest, batch, height, width).items()
+    }
+
+
+def round_every_tensor(model: "ModelProto") -> None:
+    """Put two Identity nodes behind every float16 tensor that a node computes (in place).
+
+    The values are the same by ONNX's definition; run without optimisation, ONNX Runtime's come to agree with it.
+    Tensor names stay. The model must state the type of every tensor (`value_info`), as a bundle's model does.
+    """
+    from onnx import NodeProto, TensorProto, helper
+
+    graph = model.graph
+    values = (*graph.value_info, *graph.output)
+    half = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        behind = []
+        for index, name in enumerate(node.output):
+            if name in half:
+                raw, once = f"{name}/before_rounding", f"{name}/between_rounding"
+                node.output[index] = raw
+                behind += [
+                    helper.make_node("Identity", [raw], [once]),
+                    helper.make_node("Identity", [once], [name]),
+                ]
+        nodes += [node, *behind]
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    del graph.value_info[:]
+
+
+Mode = Literal["fast", "faithful"]
+
+
+class OnnxRuntimeExecutor:
+    """Runs `model.onnx` of a bundle on the CPU; `run` may be called from many threads at once.
+
+    `fast` lets ONNX Runtime optimise, which runs an fp16 graph in fp32. `faithful` switches that off, so that every
+    operation rounds to its own type, as the engine does: slower, and the figure to quote for fp16 and int8 accuracy.
+    """
+
+    def __init__(
+        self, model: Path, manifest: Manifest, mode: Mode = "fast", threads: int | None = None
+    ) -> None:
+        """Load the graph.
+
+        Args:
+            model: the typed graph of the bundle.
+            manifest: of the same bundle.
+            mode: `fast` or `faithful`.
+            threads: of one `run`; None for ONNX Runtime's own choice.
+
+        Raises:
+            BackendError: ONNX Runtime is missing or refuses the graph.
+        """
+        self._manifest = manifest
+        self._mode = mode
+        self._session: Any = open_session(model, mode, threads)
+
+    @property
+    def note(self) -> str:
+        """Says that TensorRT was not run."""
+        plan = "the plan was built, not run" if self._manifest.plans else "no plan was built"
+        return f"network ran in ONNX Runtime ({self._mode} mode); {plan}"
+
+    def run(
+        self,
+        inputs: Mapping[str, npt.NDArray[np.floating]],
+        outputs: Mapping[str, npt.NDArray[np.floating]],
+    ) -> None:
+        """Compute the outputs, in place, from the inputs; both C-contiguous arrays of the manifest's types.
+
+        Raises:
+            BackendError: ONNX Runtime failed; its own words are in the message.
+        """
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise BackendError(f"ONNX Runtime failed: {error}") from error
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+
+def open_session(model: Path | bytes, mode: Mode = "fast", threads: int | None = None) -> Any:
+    """An onnxruntime.InferenceSession on the CPU.
+
+    Raises:
+        BackendError: ONNX Runtime is missing or refuses the graph.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            f"onnxruntime cannot be imported: {error}", "pip install 'onnxruntime>=1.31'"
+        ) from None
+    source: str | bytes = model if isinstance(model, bytes) else str(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = (
+        3  # its warnings speak of initialisers and device discovery, nothing a user can use
+    )
+    if mode == "faithful":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = _with_rounding(model, options)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime refuses the graph: {error}") from error
+
+
+def _with_rounding(model: Path | bytes, options: Any) -> bytes:
+    """The graph with every fp16 result rounded; weights in files beside it stay there."""
+    import onnx
+
+    if isinstance(model, bytes):
+        graph = onnx.load_from_string(model)
+    else:
+        graph = onnx.load(model, load_external_data=False)
+        # A session made from bytes does not know the folder that the external weights lie in.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(model.parent)
+        )
+    round_every_tensor(graph)
+    return bytes(graph.SerializeToString())

@@ -1,0 +1,96 @@
+"""Pass Detector requests to the batcher."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+
+from centernet_trt.errors import CenterNetError, InputError
+from centernet_trt.runtime.backend import Request
+from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.images import BgrImage, ImageSource
+from centernet_trt.runtime.inputs import Placed, Wish, host_image
+from centernet_trt.runtime.serving.batcher import DynamicBatcher
+from centernet_trt.runtime.serving.types import Batching, RequestFuture, RequestStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A placed image, or one on the host that is to be augmented."""
+
+    image: Request | BgrImage
+    wish: Wish
+
+
+class Submissions:
+    """The submitted images of one detector. Those of one network size share batches, whatever else they ask for.
+
+    An image with test-time augmentation is a batch by itself: each of its runs of the network is one already.
+    """
+
+    def __init__(
+        self,
+        place: Callable[[ImageSource], Placed],
+        run: Callable[[list[Request]], list[Detections]],
+        augment: Callable[[BgrImage, Wish], Detections],
+        max_batch: int,
+        settings: Batching | None = None,
+        workers: int = 1,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            place: reads an image and lays it into the network input.
+            run: detections of images that share a network size; called from several threads.
+            augment: detections of one image with the wish's augmentation; likewise.
+            max_batch: most images in a batch.
+            settings: None for the defaults.
+            workers: threads, where the settings do not say.
+        """
+        self._place, self._run, self._augment = place, run, augment
+        settings = settings or Batching()
+        self._batcher: DynamicBatcher[_Job, Detections] = DynamicBatcher(
+            self._run_batch, max_batch, replace(settings, workers=settings.workers or workers)
+        )
+
+    def submit(
+        self, image: ImageSource, wish: Wish, timeout: float | None = None
+    ) -> RequestFuture[Detections]:
+        """Queue an image; see `Detector.submit`."""
+        self._batcher.check_open()
+        try:
+            job, group = self._job(image, wish)
+        except InputError as error:
+            failed: RequestFuture[Detections] = RequestFuture()
+            failed.set_exception(error)
+            return failed
+        return self._batcher.submit(job, group, timeout)
+
+    def _job(self, image: ImageSource, wish: Wish) -> tuple[_Job, Hashable]:
+        """The job, and the group that it may share a batch with."""
+        if wish.tta is not None:
+            return _Job(host_image(image), wish), object()
+        picture, placement = self._place(image)
+        request = Request(picture, placement, wish.threshold, wish.top_k)
+        return _Job(request, wish), (placement.height, placement.width)
+
+    def close(self, drain: bool = True) -> None:
+        """End the threads; see `DynamicBatcher.close`."""
+        self._batcher.close(drain)
+
+    @property
+    def statistics(self) -> RequestStatistics:
+        """What became of the requests so far."""
+        return self._batcher.statistics
+
+    def _run_batch(self, jobs: list[_Job]) -> list[Detections | Exception]:
+        requests = [job.image for job in jobs if isinstance(job.image, Request)]
+        if not requests:
+            return [self._augmented(job) for job in jobs]
+        found = self._run(requests)
+        return [job.wish.chosen(detections) for detections, job in zip(found, jobs, strict=True)]
+
+    def _augmented(self, job: _Job) -> Detections | Exception:
+        assert not isinstance(job.image, Request)
+        try:
+            return self._augment(job.image, job.wish)
+        except CenterNetError as error:  # of this image: a scale that the bundle was not built for, say
+            return error

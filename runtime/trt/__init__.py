@@ -1,0 +1,1 @@
+"""TensorRT: flavours, logging, engines and execution contexts. Knows nothing of kernels."""

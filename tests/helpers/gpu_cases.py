@@ -1,0 +1,303 @@
+"""The GPU benchmark on the stand-in driver: what is timed is right, and nothing looks like a GPU's figure.
+
+Run by tests/evaluation/test_gpu_on_standin.py; times themselves are never looked at.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from centernet_trt.errors import BackendError, InputError
+from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
+from centernet_trt.evaluation.bench.gpu_run import product_subject, run_gpu_bench
+from centernet_trt.evaluation.bench.gpu_stages import STAGES, NetworkAlone, StagedPipeline, given_as
+from centernet_trt.evaluation.bench.gpu_timer import DeviceTensor, GpuTimer
+from centernet_trt.evaluation.bench.host_stages import Picture, load_pictures
+from centernet_trt.evaluation.bench.html import html_report, whole_figure
+from centernet_trt.evaluation.bench.report import BenchReport
+from centernet_trt.evaluation.bench.roofline import copy_on_device, measure_floor
+from centernet_trt.evaluation.bench.tables import tables_of
+from centernet_trt.evaluation.bench.timing import WHOLE, TimingRules
+from centernet_trt.runtime import Detector
+from centernet_trt.runtime.backend import GpuOptions
+from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.cuda.device import Device
+from centernet_trt.runtime.detections import Detections
+from helpers.fake_tensorrt import Faults
+from helpers.standin_world import counted, pictures, tiny, world
+
+SHORT = TimingRules(0.0, 0.02, 3, 3, allow_short=True)
+GPU = GpuOptions(max_pixels=10000, binding="cuda-bindings")
+OPTIONS = GpuBenchOptions(
+    GPU, SHORT, loads=((2, 1), (1, 4)), in_flight=(3,), cold_rounds=0, copy_bytes=1 << 16
+)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    with Device.open(0, "cuda-bindings") as opened:
+        yield opened
+
+
+@pytest.fixture
+def timer(device: Device) -> Iterator[GpuTimer]:
+    with GpuTimer(device) as made:
+        yield made
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Iterator[Faults]:
+    with world(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for row, size in enumerate([(60, 90), (50, 60), (60, 90)]):
+        content = cv2.imencode(".png", pictures(1, *size, seed=row)[0])[1].tobytes()
+        (folder / f"{row}.png").write_bytes(content)
+    return sorted(folder.iterdir())
+
+
+def test_marks_are_in_order_and_a_name_twice_is_a_sum(timer: GpuTimer, device: Device) -> None:
+    with device.allocate(1 << 20) as memory:
+        timer.start()
+        for name in ("a", "b", "a"):
+            timer.stream.fill(memory.address, 1, 1 << 20)
+            timer.mark(name)
+        found = timer.finish()
+        assert list(found) == ["a", "b"]
+        assert all(seconds > 0 for seconds in found.values())
+    assert timer.late == 0
+
+
+def test_a_host_that_comes_late_is_noticed_and_the_hold_grows(device: Device) -> None:
+    with GpuTimer(device) as timer:
+        before = timer.hold
+        timer.start()
+        timer.stream.synchronize()  # as if the host had been busy with something else
+        timer.mark("work")
+        timer.finish()
+        assert timer.late == 1
+        assert timer.hold == 2 * before
+        late = [True, True, False]
+
+        def work() -> None:
+            if late.pop(0):
+                timer.stream.synchronize()
+
+        timer.seconds(work)  # taken again until the host was in time
+        assert timer.late == 1
+        assert timer.hold == 8 * before
+        assert not late
+        timer.seconds(timer.stream.synchronize)  # who never is in time is counted once
+        assert timer.late == 2
+        assert timer.hold == 5e-3
+        timer.start()
+        timer.mark("work")
+        timer.seal()
+        timer.stream.synchronize()  # after the seal nobody is late
+        timer.finish()
+        assert timer.late == 2
+
+
+def test_cold_means_that_twice_the_cache_is_written(timer: GpuTimer, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[int] = []
+    plain = timer.stream.fill
+
+    def fill(address: int, value: int, nbytes: int) -> None:
+        filled.append(nbytes)
+        plain(address, value, nbytes)
+
+    monkeypatch.setattr(timer.stream, "fill", fill)
+    timer.seconds(lambda: None, "warm")
+    assert filled == []
+    timer.seconds(lambda: None, "cold")
+    assert filled == [2 * timer.l2_bytes]
+
+
+def test_nothing_is_left(device: Device) -> None:
+    before = device.free_memory(), device.open_resources
+    with GpuTimer(device) as timer:
+        floor = measure_floor(timer, SHORT, 1 << 16)
+    assert (device.free_memory(), device.open_resources) == before
+    assert all(value > 0 for value in floor.to_json().values())
+    assert floor.train < floor.launch  # fifty in one graph, behind one pair of events
+
+
+def test_arrays_there_and_back(device: Device) -> None:
+    with device.stream() as stream:
+        array = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float16)
+        one, two = (
+            DeviceTensor.of(device, array, stream),
+            DeviceTensor(device, array.shape, np.float16, stream),
+        )
+        copy_on_device(device, stream, two.address, one.address, array.nbytes)
+        np.testing.assert_array_equal(two.read(), array)
+        assert one.__cuda_array_interface__["typestr"] == "<f2"
+        with pytest.raises(InputError, match="float32 and shape"):
+            one.write(array.astype(np.float32))
+        one.close()
+        two.close()
+        two.close()
+
+
+def test_every_stage_is_marked_and_nothing_else_changes(
+    tmp_path: Path, faults: Faults, images: list[Path]
+) -> None:
+    staged = StagedPipeline(tiny(tmp_path), GPU)
+    (picture, *_) = load_pictures(images)
+    clock = staged.clock("cold")
+    with Detector.load(
+        staged.bundle, backend="tensorrt", max_pixels=10000, binding="cuda-bindings"
+    ) as detector:
+        for _ in range(3):
+            found, wanted = staged.run(picture, clock), detector.detect(picture.pixels)
+            np.testing.assert_array_equal(found.xyxy, wanted.xyxy)
+            seconds = clock.finish()
+            assert tuple(seconds) == (*STAGES, WHOLE)
+            assert seconds[WHOLE] == pytest.approx(sum(seconds[stage] for stage in STAGES))
+    assert staged.timer.late == 0  # it is asked before the pipeline waits for its results
+    # The hold, one launch, besides what the pipeline does by itself.
+    with counted() as calls:
+        staged.run(picture, staged.clock("warm"))
+    assert (calls[0].copies, calls[0].launches, calls[0].graph_launches) == (2, 3, 0)
+    staged.close()
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_the_network_alone(tmp_path: Path, faults: Faults, images: list[Path], graph: bool) -> None:
+    staged = StagedPipeline(tiny(tmp_path), GPU)
+    with NetworkAlone(staged, load_pictures(images), 4, graph) as network:
+        assert network.graph == graph
+        replays, enqueues = faults.replays, faults.enqueues
+        subject = network.subject("warm")
+        assert subject.cycle == 2  # two sizes of the input
+        for _ in range(4):
+            assert subject.call()[WHOLE] > 0
+        assert faults.replays == replays + 4
+        assert faults.enqueues == enqueues + (0 if graph else 4)
+    faults.uncapturable = True
+    with NetworkAlone(staged, load_pictures(images), 1, True) as network:
+        assert not network.graph
+    with pytest.raises(InputError, match="batch"):
+        NetworkAlone(staged, load_pictures(images), 9, graph)
+    staged.close()
+
+
+@pytest.mark.parametrize("kind", ["pageable", "pinned", "device"])
+def test_images_come_from_where_they_shall(
+    tmp_path: Path, faults: Faults, images: list[Path], kind: Any
+) -> None:
+    loaded = load_pictures(images)
+    with (
+        Device.open(0, "cuda-bindings") as device,
+        Detector.load(
+            tiny(tmp_path), backend="tensorrt", max_pixels=10000, binding="cuda-bindings"
+        ) as detector,
+    ):
+        given, made = given_as(kind, loaded, detector, device.stream())
+        assert [picture.path for picture in given] == [picture.path for picture in loaded]
+        for picture, original in zip(given, loaded, strict=True):
+            found, wanted = detector.detect(picture.pixels), detector.detect(original.pixels)
+            np.testing.assert_array_equal(found.xyxy, wanted.xyxy)
+        assert (given[0].pixels is loaded[0].pixels) == (kind == "pageable")
+        assert hasattr(given[0].pixels, "__cuda_array_interface__") == (kind == "device")
+        for part in made:
+            part.close()
+
+
+@pytest.fixture
+def report(tmp_path: Path, faults: Faults, images: list[Path]) -> BenchReport:
+    bundle = tiny(tmp_path)
+    again = EngineBundle(bundle.path, bundle.manifest.model_copy(update={"name": "again"}))
+    options = replace(OPTIONS, input="pinned", cache="cold")
+    work = lambda bundle, height, width: (height * width, 42)
+    return run_gpu_bench([bundle, again], images, options, counter=work, command="centernet-trt bench bundle")
+
+
+def test_the_report(tmp_path: Path, report: BenchReport) -> None:
+    one, two = report.entries
+    assert (one.name, two.name) == ("bundle", "again")
+    assert one.pipeline.stages == (WHOLE,)
+    assert one.staged is not None
+    assert one.staged.stages == (*STAGES, WHOLE)
+    assert set(one.alone) == {"processor time of a call", "network alone", "network alone, batch 4"}
+    assert [(row.way, row.threads, row.batch) for row in one.throughput] == [
+        ("call", 1, 4), ("call", 2, 1), ("submit", 3, 1),
+    ]  # fmt: skip
+    assert one.mode == "CUDA graph, cold L2 cache, pinned input, cuda-bindings"
+    assert set(one.floors) == {"upload", "preprocess", "network", "decode"}
+    assert (one.multiply_adds, one.parameters) == (64 * 96, 42)
+    assert BenchReport.model_validate(json.loads(report.to_text())).to_json() == report.to_json()
+    assert any(note.startswith("bundle: ") and "are among the" in note for note in report.notes)
+    floor = one.floors["decode"]
+    assert floor.seconds == pytest.approx(floor.bytes / report.rates["bytes_per_second"])
+    # Nothing of it can be taken for a GPU's.
+    assert all("STAND-IN DRIVER, no GPU" in entry.executor for entry in report.entries)
+    assert "device: STAND-IN DRIVER, no GPU: these times mean nothing" in report.warnings()
+    tables = [table.markdown() for table in tables_of(report)]
+    assert any("| network (events) |" in table for table in tables)
+    assert any("| bundle: processor time of a call |" in table for table in tables)
+    assert "STAND-IN" in html_report(report)
+    assert "STAND-IN" in whole_figure(report)._suptitle.get_text()
+
+
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+def test_the_flush_is_over_before_the_clock_starts(cache: Any) -> None:
+    told: list[str] = []
+
+    def hear(what: str) -> Any:
+        return lambda *_: told.append(what)
+
+    timer = SimpleNamespace(flush=hear("flush"), stream=SimpleNamespace(synchronize=hear("wait")))
+    detector = SimpleNamespace(detect=hear("detect"))
+
+    def now() -> float:
+        told.append("clock")
+        return float(len(told))
+
+    picture = Picture(Path("a"), np.zeros((2, 2, 3), np.uint8))
+    subject = product_subject(detector, [picture], timer, cache, now)  # type: ignore[arg-type]
+    assert subject.call() == {WHOLE: 2.0}
+    assert told == ["flush", "wait"] * (cache == "cold") + ["clock", "detect", "clock"]
+
+
+class Wrong(StagedPipeline):
+    def run(self, picture: Picture, clock: Any) -> Detections:
+        return super().run(picture, clock)[:1]
+
+
+def test_what_is_timed_must_be_what_the_product_answers(
+    tmp_path: Path, faults: Faults, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("centernet_trt.evaluation.bench.gpu_stages.StagedPipeline", Wrong)
+    with pytest.raises(BackendError, match=r"does not find in 0\.png what Detector finds"):
+        run_gpu_bench([tiny(tmp_path)], images, OPTIONS)
+    with pytest.raises(InputError, match="no bundle"):
+        run_gpu_bench([], images, OPTIONS)
+
+
+def test_a_fallback_from_the_graph_is_said(tmp_path: Path, faults: Faults, images: list[Path]) -> None:
+    faults.uncapturable = True
+    found = run_gpu_bench([tiny(tmp_path)], images, replace(OPTIONS, loads=(), in_flight=()))
+    assert any("Detector ran without CUDA graphs" in note for note in found.notes)
+    assert any("the network alone could not be recorded" in note for note in found.notes)
+    assert found.entries[0].throughput == ()
+
+
+def test_every_setting_of_the_gpu_reaches_the_detector() -> None:
+    taken = set(inspect.signature(Detector.load).parameters)
+    assert {"backend", *GpuOptions.__dataclass_fields__} == set(GpuBenchOptions().load_arguments())
+    assert set(GpuBenchOptions().load_arguments()) <= taken
+    assert GpuBenchOptions().load_arguments(streams=7)["streams"] == 7
