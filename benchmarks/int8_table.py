@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from centernet_trt.builder.calibration.images import images_of
+from centernet_trt.builder.calibration.images import find_images
 from centernet_trt.builder.calibration.record import read_record
 from centernet_trt.builder.calibration.statistics import batches, collect_histograms, collect_statistics
 from centernet_trt.builder.calibration.thresholds import METHODS, all_thresholds
@@ -73,7 +73,7 @@ def variants(assets: Path, bundle: Path, spec: ModelSpec) -> dict[str, ModelProt
         graph = place(equalised, values, chosen, Rules(), means=means)
         found[f"the same layers, all by {method}"] = typed(graph)
     # The usual way: every convolution, heads too, no equalisation, no correction of biases.
-    images = images_of(assets / "coco128_train2017" / "images").images[::4]
+    images = find_images(assets / "coco128_train2017" / "images").images[::4]
     layers = survey(plain, 512, 512, NAIVE)
     tensors = list(dict.fromkeys(layer.input for layer in layers.layers))
     ranges = collect_statistics(plain, spec.input, images, tensors)
@@ -109,7 +109,7 @@ def detect(model: ModelProto, spec: ModelSpec, folder: Path, limit: int | None) 
     dtype = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
     names = [value.name for value in model.graph.output]
     found = {}
-    for batch in batches(images_of(folder).images[:limit], spec.input):
+    for batch in batches(find_images(folder).images[:limit], spec.input):
         heads = session.run(names, {"images": batch.tensor.astype(dtype)})
         (found[batch.names[0]],) = decode(
             dict(zip(names, heads, strict=True)), spec, batch.placements, threshold=0.0

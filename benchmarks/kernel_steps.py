@@ -17,10 +17,10 @@ from centernet_trt.runtime.geometry import Placement, place
 from centernet_trt.runtime.gpu.kernels import (
     Kernels,
     decode_params,
-    detections_of,
     extra_columns,
     image_descriptor,
     preprocess_params,
+    rows_to_detections,
 )
 from centernet_trt.runtime.host.decode import decode
 from centernet_trt.runtime.host.preprocess import level_table, preprocess
@@ -124,7 +124,7 @@ class DecodeStep:
     def detections(self) -> list[Detections]:
         """What the last launch found."""
         rows = self._layout.view(self._output.read())
-        return [detections_of(rows, row, self.spec) for row in range(len(self.placements))]
+        return [rows_to_detections(rows, row, self.spec) for row in range(len(self.placements))]
 
     def wanted(self) -> list[Detections]:
         """The host's own answer."""

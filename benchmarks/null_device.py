@@ -16,7 +16,7 @@ from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import BindingName, DeviceInfo
 from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.cuda.resources import Stream
-from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.gpu.kernels import Kernels
 from centernet_trt.runtime.manifest import Manifest, PlanRecord
 from centernet_trt.runtime.trt.context import TensorRTExecutor
@@ -59,9 +59,9 @@ class NullDriver:
         """A handle and a number."""
         return None, 0
 
-    def is_locked_host_memory(self, address: int) -> bool:
+    def is_pinned(self, address: int) -> bool:
         """None is."""
-        self.calls["is_locked_host_memory"] += 1
+        self.calls["is_pinned"] += 1
         return False
 
     def __getattr__(self, name: str) -> Any:
@@ -134,7 +134,7 @@ class NullNetwork:
         """Nothing is loaded."""
 
 
-class NullPipeline(Pipeline):
+class NullPipeline(GpuBackend):
     """The pipeline as it is, around a network that does nothing."""
 
     def _open_kernels(self, device: Device) -> Kernels:

@@ -22,7 +22,7 @@ from common import RESULTS, ROOT, read_json
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.bench.compare import compare_entries
 from centernet_trt.evaluation.bench.report import BenchReport, read_report
-from centernet_trt.evaluation.bench.tables import overview, tables_of
+from centernet_trt.evaluation.bench.tables import overview, report_tables
 from centernet_trt.evaluation.environment import STANDIN_NAME
 from centernet_trt.evaluation.model_table import markdown_page, model_table
 from centernet_trt.evaluation.tables import Table, text_table
@@ -202,7 +202,7 @@ def _on_gpu(results: Path) -> Iterable[str]:
 def _gpu_bench(path: Path, _: Mapping[str, Any]) -> str:
     report = read_report(path)
     return "\n".join(
-        [*_warnings(report), *(f"{table.title}:\n\n{table.markdown()}\n" for table in tables_of(report))]
+        [*_warnings(report), *(f"{table.title}:\n\n{table.markdown()}\n" for table in report_tables(report))]
     )
 
 

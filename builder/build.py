@@ -12,7 +12,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from centernet_trt import __version__
-from centernet_trt.builder.calibration.images import CalibrationImages, images_of
+from centernet_trt.builder.calibration.images import CalibrationImages, find_images
 from centernet_trt.builder.graph import external_data as weights
 from centernet_trt.builder.graph.shapes import PROTOBUF_LIMIT, element_types, serialised_size
 from centernet_trt.builder.int8.layers import layers_in_int8
@@ -199,7 +199,7 @@ def build(
 
 def _images(options: BuildOptions) -> CalibrationImages | None:
     """What int8 is calibrated on and fp16's range check looks at."""
-    return None if options.precision == "fp32" else images_of(options.calibration or FOLDER)
+    return None if options.precision == "fp32" else find_images(options.calibration or FOLDER)
 
 
 def _write_model(model: ModelProto, folder: Path) -> FileRecord:

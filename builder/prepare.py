@@ -12,10 +12,10 @@ from onnx import ModelProto, TensorProto
 
 from centernet_trt.builder.calibration.fp16_ranges import (
     affordable,
-    faint,
     measure_ranges,
     nodes_beyond_fp16,
     nodes_of_heads,
+    underflow_notes,
 )
 from centernet_trt.builder.calibration.images import CalibrationImage
 from centernet_trt.builder.graph.compare import (
@@ -301,7 +301,7 @@ def _kept_fp32(
                 "large; --calibration FOLDER looks at all of a folder"
             )
         ranges = measure_ranges(model, images, spec.input, progress)
-        notes += faint(ranges)
+        notes += underflow_notes(ranges)
         kept |= nodes_beyond_fp16(model, ranges, heads_in_fp32=typing.heads == "fp32")
     return kept
 

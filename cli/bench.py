@@ -15,7 +15,7 @@ from rich.markup import escape
 from centernet_trt.cli.console import err, out, progress_bar, write_json, write_text
 from centernet_trt.cli.detect import ModeChoice
 from centernet_trt.errors import BackendError, CenterNetError, InputError
-from centernet_trt.runtime.bundle import EngineBundle, sha256_of
+from centernet_trt.runtime.bundle import EngineBundle, sha256_file
 
 if TYPE_CHECKING:
     from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
@@ -317,7 +317,7 @@ def _gpu_run(bundles: list[EngineBundle], images: list[Path], options: "GpuBench
 
 def _measure(run: Run, json_file: Path | None, png: Path | None, html: Path | None) -> None:
     from centernet_trt.cli.console import show_tables
-    from centernet_trt.evaluation.bench.tables import tables_of
+    from centernet_trt.evaluation.bench.tables import report_tables
 
     with progress_bar() as progress:
         task = progress.add_task("starting", total=None)
@@ -327,7 +327,7 @@ def _measure(run: Run, json_file: Path | None, png: Path | None, html: Path | No
                 task, description=what, completed=done, total=total
             ),
         )
-    show_tables(tables_of(report))
+    show_tables(report_tables(report))
     for text in report.warnings():
         err.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
     if json_file is not None:
@@ -351,7 +351,7 @@ def _sources(source: Path, bundles: list[EngineBundle]) -> dict[Path, bytes]:
 
     if not source.is_file():
         raise InputError(f"there is no file {source}", "give the ONNX file that the bundle was built from")
-    digest = sha256_of(source)
+    digest = sha256_file(source)
     for bundle in bundles:
         if bundle.manifest.source.sha256 == digest:
             return {bundle.path: comparable_source(source, bundle.manifest)}

@@ -21,7 +21,7 @@ from centernet_trt.cli.console import (
     write_json,
 )
 from centernet_trt.errors import InputError, ModelError
-from centernet_trt.runtime.bundle import EngineBundle, sha256_of
+from centernet_trt.runtime.bundle import EngineBundle, sha256_file
 from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
 from centernet_trt.runtime.spec import ModelSpec
@@ -190,7 +190,7 @@ def build_command(
     from centernet_trt.builder.int8.search import Budget, BudgetError
 
     recipe = read_recipe(model) if _is_recipe(model) else None
-    path = _model_of(recipe, Path(model).parent, weights) if recipe else Path(model)
+    path = _find_model(recipe, Path(model).parent, weights) if recipe else Path(model)
     if recipe is None and weights is not None:
         raise InputError("--model goes with a recipe", "give the ONNX file alone, or name a recipe")
     chosen: Precision = precision.value if precision else recipe.build.precision if recipe else "fp16"
@@ -219,7 +219,7 @@ def build_command(
     folder = output or Path("engines") / f"{name}-{chosen}"
     try:
         with progress_bar() as progress:
-            bundle = build(path, _spec_of(recipe, spec), folder, options, BuildProgress(progress))
+            bundle = build(path, _choose_spec(recipe, spec), folder, options, BuildProgress(progress))
     except BudgetError as error:
         show_error(error)
         raise typer.Exit(EXIT_TOLERANCE) from None
@@ -232,7 +232,7 @@ def _is_recipe(model: str) -> bool:
     return model in recipe_names() or Path(model).suffix == ".toml"
 
 
-def _spec_of(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder":
+def _choose_spec(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder":
     """The spec: given, the recipe's, or to be guessed from the graph and shown."""
     if spec is not None:
         return read_spec(spec)
@@ -250,7 +250,7 @@ def _guess_and_show(model: "ModelProto") -> ModelSpec:
     return found
 
 
-def _model_of(recipe: Recipe, folder: Path, given: Path | None) -> Path:
+def _find_model(recipe: Recipe, folder: Path, given: Path | None) -> Path:
     """The ONNX file of a recipe: given, beside it, or fetched."""
     from centernet_trt.builder.fetch.download import fetch_model
 
@@ -272,7 +272,7 @@ def _model_of(recipe: Recipe, folder: Path, given: Path | None) -> Path:
             f"the recipe {recipe.name} does not bring its weights (source: {recipe.model.source})",
             f"give the file: centernet-trt build {recipe.name} --model FILE.onnx",
         )
-    if recipe.model.sha256 is not None and path.is_file() and sha256_of(path) != recipe.model.sha256:
+    if recipe.model.sha256 is not None and path.is_file() and sha256_file(path) != recipe.model.sha256:
         err.print(
             f"[yellow]note:[/] {path} is not the file that the recipe {recipe.name} was made for (SHA-256 differs)"
         )

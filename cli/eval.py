@@ -93,14 +93,14 @@ def eval_command(
 
 def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugmentation | None":
     from centernet_trt.errors import InputError
-    from centernet_trt.runtime.tta.augment import TestTimeAugmentation, augmentation_of
+    from centernet_trt.runtime.tta.augment import TestTimeAugmentation, parse_augmentation
 
     if tta is None:
         if scales is not None:
             raise InputError("--tta-scales needs --tta", "add --tta multiscale or --tta flip+multiscale")
         return None
     if scales is None:
-        return augmentation_of(tta.value)
+        return parse_augmentation(tta.value)
     if tta is TtaChoice.flip:
         raise InputError(
             "--tta flip runs one scale, and --tta-scales is given", "use --tta flip+multiscale with scales"

@@ -41,7 +41,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     model = read_source(path)
     guess = guess_spec(model)
     ops = Counter(node.op_type for node in model.graph.node)
-    size = _size_of(model, guess)
+    size = _count_size(model, guess)
     counted = _complexity(model, size)
     out.print(f"{path}: {len(model.graph.node)} nodes, {counted}", highlight=False)
     out.print("operators: " + ", ".join(f"{count} {op}" for op, count in ops.most_common()), highlight=False)
@@ -68,7 +68,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     }
 
 
-def _size_of(model: "ModelProto", guess: "Guess") -> tuple[int, int]:
+def _count_size(model: "ModelProto", guess: "Guess") -> tuple[int, int]:
     """A (height, width) to count for: that of the graph, or the one that it was looked at with."""
     if guess.candidates:
         rows, columns = guess.candidates[0].grid

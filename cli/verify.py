@@ -11,7 +11,7 @@ from rich.markup import escape
 from centernet_trt.cli.console import EXIT_TOLERANCE, err, out, progress_bar, write_json
 from centernet_trt.cli.detect import ModeChoice
 from centernet_trt.errors import InputError
-from centernet_trt.runtime.bundle import EngineBundle, sha256_of
+from centernet_trt.runtime.bundle import EngineBundle, sha256_file
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.host.onnxruntime import Mode
 from centernet_trt.runtime.images import BgrImage
@@ -126,7 +126,7 @@ def _reference(against: Path | None, bundle: EngineBundle) -> "Side":
     if not against.is_file():
         raise InputError(f"there is no file or folder {against}", "give an ONNX file or a bundle's folder")
     manifest = bundle.manifest
-    if sha256_of(against) != manifest.source.sha256:
+    if sha256_file(against) != manifest.source.sha256:
         err.print(
             f"[yellow]note:[/] {escape(str(against))} is not the file that the bundle was built from (SHA-256 differs)"
         )

@@ -35,7 +35,7 @@ CUDA_RELEASES = (
 )
 
 
-def architecture_of(major: int, minor: int) -> str:
+def sm_name(major: int, minor: int) -> str:
     """The compiler's name of a device's compute capability: (9, 0) -> sm_90."""
     return f"sm_{major}{minor}"
 

@@ -45,22 +45,22 @@ class MemoryUse:
         )
 
 
-Picture = BgrImage | DeviceImage
+LoadedImage = BgrImage | DeviceImage
 """An image that can be used: (H, W, 3) uint8 on the host, blue first, or one in GPU memory."""
 
 Heads = dict[str, npt.NDArray[np.floating]]
 
 
-class Request(NamedTuple):
+class InferenceRequest(NamedTuple):
     """An image laid into the network input, and what is asked of it; None stands for the spec's."""
 
-    image: Picture
+    image: LoadedImage
     placement: Placement
     threshold: float | None = None
     top_k: int | None = None
 
 
-Batch = Sequence[Request]
+Batch = Sequence[InferenceRequest]
 """Images whose placements share one network size."""
 
 
@@ -82,7 +82,7 @@ class Backend(Protocol):
         """What is allocated on the GPU and in page-locked memory."""
         ...
 
-    def check_image(self, image: Picture) -> None:
+    def check_image(self, image: LoadedImage) -> None:
         """Raise InputError for an image that this backend does not take."""
 
     def pinned_image(self, height: int, width: int) -> BgrImage:

@@ -58,7 +58,7 @@ class EngineBundle:
                 f"{path} has {size} bytes, the manifest says {record.bytes}: it is truncated or was changed",
                 self._rebuild_hint(),
             )
-        if sha256_of(path) != record.sha256:
+        if sha256_file(path) != record.sha256:
             raise BundleError(
                 f"{path} was changed after it was built (SHA-256 differs)", self._rebuild_hint()
             )
@@ -102,7 +102,7 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def sha256_of(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -110,7 +110,7 @@ def sha256_of(path: Path) -> str:
 
 def record_file(path: Path) -> FileRecord:
     """Name, size and SHA-256 of a file."""
-    return FileRecord(file=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
+    return FileRecord(file=path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
 @contextmanager

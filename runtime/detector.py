@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Self, overload
 
 from centernet_trt.errors import BackendError, CenterNetError
-from centernet_trt.runtime.backend import Backend, GpuOptions, MemoryUse, Request
+from centernet_trt.runtime.backend import Backend, GpuOptions, InferenceRequest, MemoryUse
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.detections import Detections
@@ -16,13 +16,13 @@ from centernet_trt.runtime.host.onnxruntime import Mode
 from centernet_trt.runtime.images import BgrImage, ImageSource
 from centernet_trt.runtime.inputs import (
     BatchError,
-    Intake,
+    DetectOptions,
+    InputPreparer,
     Placed,
-    Wish,
     host_image,
-    one_by_one,
+    map_collecting_errors,
     run_in_batches,
-    wish_of,
+    validate_options,
 )
 from centernet_trt.runtime.select import BackendName, open_backend
 from centernet_trt.runtime.serving.submit import Submissions
@@ -45,7 +45,7 @@ class Detector:
         self.note = backend.note
         self._process = os.getpid()
         self._spec = bundle.manifest.spec
-        self._intake = Intake(bundle.manifest)
+        self._intake = InputPreparer(bundle.manifest)
         guard_forks(backend)
         self._submissions = Submissions(
             self._prepare, self._run, self._augmented, backend.max_batch, batching, workers
@@ -146,12 +146,12 @@ class Detector:
             InputError: the image or an argument cannot be used.
             BackendError: the network failed.
         """
-        wish = wish_of(self._spec, threshold, classes, top_k, tta)
+        options = validate_options(self._spec, threshold, classes, top_k, tta)
         check_owner(self._process, "the detector")
-        if wish.tta is not None:
-            return self._augmented(host_image(image), wish)
-        (found,) = self._run([Request(*self._prepare(image), threshold, top_k)])
-        return wish.chosen(found)
+        if options.tta is not None:
+            return self._augmented(host_image(image), options)
+        (found,) = self._run([InferenceRequest(*self._prepare(image), threshold, top_k)])
+        return options.chosen(found)
 
     @overload
     def detect_batch(
@@ -199,13 +199,15 @@ class Detector:
             InputError: an argument cannot be used.
             BackendError: the network failed.
         """
-        wish = wish_of(self._spec, threshold, classes, top_k, tta)
+        options = validate_options(self._spec, threshold, classes, top_k, tta)
         check_owner(self._process, "the detector")
-        if wish.tta is not None:
-            found, failed = one_by_one(images, lambda image: self._augmented(host_image(image), wish))
+        if options.tta is not None:
+            found, failed = map_collecting_errors(
+                images, lambda image: self._augmented(host_image(image), options)
+            )
         else:
-            ready, failed = one_by_one(images, self._prepare)
-            found = run_in_batches(ready, wish, self._open_backend)
+            ready, failed = map_collecting_errors(images, self._prepare)
+            found = run_in_batches(ready, options, self._open_backend)
         results: list[Detections | CenterNetError]
         results = [found[row] if row in found else failed[row] for row in range(len(images))]
         if failed and errors == "raise":
@@ -239,8 +241,8 @@ class Detector:
             InputError: an argument cannot be used.
             BackendError: the detector is closed, or was loaded before a fork.
         """
-        wish = wish_of(self._spec, threshold, classes, top_k, tta)
-        return self._submissions.submit(image, wish, timeout)
+        options = validate_options(self._spec, threshold, classes, top_k, tta)
+        return self._submissions.submit(image, options, timeout)
 
     def warmup(
         self, sizes: Sequence[tuple[int, int]] | None = None, batches: Sequence[int] | None = None
@@ -284,11 +286,11 @@ class Detector:
         """Queue depth, batch sizes, counts and latencies of what was submitted."""
         return self._submissions.statistics
 
-    def _augmented(self, image: BgrImage, wish: Wish) -> Detections:
-        assert wish.tta is not None
+    def _augmented(self, image: BgrImage, options: DetectOptions) -> Detections:
+        assert options.tta is not None
         backend, manifest = self._open_backend, self.bundle.manifest
-        asked = (wish.tta, wish.threshold, wish.top_k, backend.max_batch)
-        return wish.chosen(detect_augmented(image, manifest, backend.heads, *asked))
+        asked = (options.tta, options.threshold, options.top_k, backend.max_batch)
+        return options.chosen(detect_augmented(image, manifest, backend.heads, *asked))
 
     def _prepare(self, source: ImageSource) -> Placed:
         return self._intake.prepare(source, self._open_backend.check_image)
@@ -299,6 +301,6 @@ class Detector:
             raise BackendError("the detector is closed", "load the bundle again: Detector.load(...)")
         return self._backend
 
-    def _run(self, batch: list[Request]) -> list[Detections]:
+    def _run(self, batch: list[InferenceRequest]) -> list[Detections]:
         (found,) = self._open_backend.run([batch])
         return found

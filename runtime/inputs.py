@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import CenterNetError, InputError
-from centernet_trt.runtime.backend import Backend, Picture, Request
+from centernet_trt.runtime.backend import Backend, InferenceRequest, LoadedImage
 from centernet_trt.runtime.cuda.interop import device_image, is_device_array
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.geometry import Placement, place
@@ -17,11 +17,11 @@ from centernet_trt.runtime.images import BgrImage, ImageSource, as_bgr
 from centernet_trt.runtime.manifest import Manifest
 from centernet_trt.runtime.profiles import check_size, largest_batch
 from centernet_trt.runtime.spec import MAX_TOP_K, ModelSpec
-from centernet_trt.runtime.tta.augment import Augmentation, TestTimeAugmentation, augmentation_of
+from centernet_trt.runtime.tta.augment import Augmentation, TestTimeAugmentation, parse_augmentation
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DetectOptions:
     """The lowest score, the classes, the most detections, None for the spec's; the augmentation, None for none."""
 
     threshold: float | None = None
@@ -34,16 +34,16 @@ class Wish:
         return found if self.classes is None else found.of_classes(self.classes)
 
 
-PLAIN = Wish()
+PLAIN = DetectOptions()
 
 
-def wish_of(
+def validate_options(
     spec: ModelSpec,
     threshold: float | None,
     classes: Sequence[int | str] | None,
     top_k: int | None,
     tta: Augmentation | None,
-) -> Wish:
+) -> DetectOptions:
     """The arguments of a call, checked.
 
     Raises:
@@ -60,10 +60,10 @@ def wish_of(
         none = np.zeros(0, dtype=np.float32)
         Detections(none.reshape(0, 4), none, none.astype(np.int32), {}, spec.class_names).of_classes(classes)
         classes = tuple(classes)
-    return Wish(threshold, classes, top_k, None if tta is None else augmentation_of(tta))
+    return DetectOptions(threshold, classes, top_k, None if tta is None else parse_augmentation(tta))
 
 
-Placed = tuple[Picture, Placement]
+Placed = tuple[LoadedImage, Placement]
 Source = TypeVar("Source")
 Result = TypeVar("Result")
 
@@ -102,21 +102,26 @@ def network_batches(images: Mapping[int, Placed], largest: int) -> list[dict[int
     return batches
 
 
-def run_in_batches(images: Mapping[int, Placed], wish: Wish, backend: Backend) -> dict[int, Detections]:
+def run_in_batches(
+    images: Mapping[int, Placed], options: DetectOptions, backend: Backend
+) -> dict[int, Detections]:
     """Detections of placed images, both by their row in the caller's list.
 
     Raises:
         BackendError: the network failed.
     """
     batches = network_batches(images, backend.max_batch)
-    asked = [[Request(*placed, wish.threshold, wish.top_k) for placed in batch.values()] for batch in batches]
+    asked = [
+        [InferenceRequest(*placed, options.threshold, options.top_k) for placed in batch.values()]
+        for batch in batches
+    ]
     results: dict[int, Detections] = {}
     for batch, found in zip(batches, backend.run(asked), strict=True):
-        results.update(zip(batch, map(wish.chosen, found), strict=True))
+        results.update(zip(batch, map(options.chosen, found), strict=True))
     return results
 
 
-def one_by_one(
+def map_collecting_errors(
     images: Sequence[Source], work: Callable[[Source], Result]
 ) -> tuple[dict[int, Result], dict[int, CenterNetError]]:
     """Do something to every image -> the results and the errors, each by the image's row.
@@ -137,7 +142,7 @@ _BYTE = np.dtype(np.uint8)
 _REMEMBERED = 256  # sizes; beyond it all are forgotten
 
 
-class Intake:
+class InputPreparer:
     """What one bundle does with an image before any backend sees it. Safe to use from many threads."""
 
     def __init__(self, manifest: Manifest) -> None:
@@ -145,7 +150,9 @@ class Intake:
         # A camera's pictures are all of one size, and a placement costs as much Python as a launch.
         self._placements: dict[tuple[int, int], Placement] = {}
 
-    def prepare(self, source: ImageSource, check: Callable[[Picture], None]) -> tuple[Picture, Placement]:
+    def prepare(
+        self, source: ImageSource, check: Callable[[LoadedImage], None]
+    ) -> tuple[LoadedImage, Placement]:
         """The image and where it lies in the network's input.
 
         Args:
@@ -155,7 +162,7 @@ class Intake:
         Raises:
             InputError: it cannot be used.
         """
-        image: Picture
+        image: LoadedImage
         if isinstance(source, np.ndarray):  # which has DLPack as well
             image = source if _is_ready(source) else as_bgr(source)
         else:
@@ -185,7 +192,7 @@ class Intake:
 
     def blank_batches(
         self, sizes: Sequence[tuple[int, int]] | None, batches: Sequence[int] | None, largest: int
-    ) -> list[list[Request]]:
+    ) -> list[list[InferenceRequest]]:
         """Batches of black images, to warm up with.
 
         Args:
@@ -197,7 +204,7 @@ class Intake:
             InputError: a size or a batch that the bundle was not built for.
         """
         profiles = self._manifest.profiles
-        runs: list[list[Request]] = []
+        runs: list[list[InferenceRequest]] = []
         for width, height in sizes or sorted({(p.width.opt - 1, p.height.opt - 1) for p in profiles}):
             placement = self.place(width, height)
             most = min(largest, largest_batch(profiles, placement.height, placement.width))
@@ -205,7 +212,7 @@ class Intake:
             if any(not 1 <= count <= most for count in counts):
                 raise InputError(f"batches are {list(counts)}, 1 to {most} images were expected")
             image = np.zeros((height, width, 3), np.uint8)
-            runs += [[Request(image, placement)] * count for count in counts]
+            runs += [[InferenceRequest(image, placement)] * count for count in counts]
         return runs
 
 

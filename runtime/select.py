@@ -75,6 +75,6 @@ def why_not_tensorrt(
 
 
 def _load_pipeline(bundle: EngineBundle, options: GpuOptions) -> Backend:
-    from centernet_trt.runtime.gpu.backend import Pipeline
+    from centernet_trt.runtime.gpu.backend import GpuBackend
 
-    return Pipeline.load(bundle, options)
+    return GpuBackend.load(bundle, options)

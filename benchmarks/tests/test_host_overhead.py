@@ -68,7 +68,7 @@ def test_the_calls_are_those_of_the_pipeline() -> None:
             "record",
             "push",
             "pop",
-            "is_locked_host_memory",
+            "is_pinned",
         }
         assert cost.host > 0
         assert cost.python == pytest.approx(cost.host - sum(cost.driver.values()))

@@ -73,7 +73,7 @@ def affordable(
     return images[: max(2, int(work // max(each, 1)))]
 
 
-def faint(ranges: Mapping[str, TensorRange]) -> list[str]:
+def underflow_notes(ranges: Mapping[str, TensorRange]) -> list[str]:
     """A note of the tensors most of whose values fp16 holds with less than its usual precision; none if there are none."""
     names = [name for name, seen in ranges.items() if seen.subnormal > seen.looked_at / 2]
     if not names:

@@ -14,7 +14,7 @@ import numpy as np
 from centernet_trt.errors import CalibrationError, InputError
 from centernet_trt.runtime.images import IMAGE_SUFFIXES, BgrImage, ImageSource, as_bgr
 
-__all__ = ["ADVISED", "FEWEST", "CalibrationImage", "CalibrationImages", "images_from", "images_of"]
+__all__ = ["ADVISED", "FEWEST", "CalibrationImage", "CalibrationImages", "find_images", "images_from"]
 
 FEWEST = 4
 """Fewer images than this are refused: the ranges of so few are those of single pictures."""
@@ -71,7 +71,7 @@ class _Spool:
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
-def images_of(source: Path) -> CalibrationImages:
+def find_images(source: Path) -> CalibrationImages:
     """The images of a folder (its files, not those of folders inside), or those that a COCO file lists.
 
     Every image is read once, so that a broken one is reported before minutes of work.

@@ -16,11 +16,11 @@ __all__ = [
     "coarse",
     "divergences",
     "entropy_threshold",
+    "find_threshold",
     "max_threshold",
     "mse_threshold",
     "percentile_threshold",
     "signal_to_noise",
-    "threshold_of",
 ]
 
 _LEVELS = 127
@@ -62,7 +62,7 @@ PERCENTILE = 99.99
 _PART = 64
 
 
-def threshold_of(histogram: Histogram, method: Method, percentile: float = PERCENTILE) -> float:
+def find_threshold(histogram: Histogram, method: Method, percentile: float = PERCENTILE) -> float:
     """The threshold by one method, in the tensor's own unit; 0 for a tensor that is always zero."""
     if method == "max":
         return max_threshold(histogram)
@@ -75,7 +75,7 @@ def threshold_of(histogram: Histogram, method: Method, percentile: float = PERCE
 
 def all_thresholds(histogram: Histogram) -> dict[Method, float]:
     """The threshold by each method."""
-    return {method: threshold_of(histogram, method) for method in METHODS}
+    return {method: find_threshold(histogram, method) for method in METHODS}
 
 
 def max_threshold(histogram: Histogram) -> float:

@@ -17,12 +17,12 @@ __all__ = [
     "Shapes",
     "best_fit",
     "book_keeping",
+    "build_network",
     "final_layers",
+    "infer_options",
     "match_checkpoint",
-    "network_of",
-    "options_of",
     "renamed_offsets",
-    "shapes_of",
+    "tensor_shapes",
 ]
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -57,7 +57,7 @@ class Options:
         return " ".join(words)
 
 
-def shapes_of(tensors: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(tensors: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
     """Names and shapes."""
     return {name: tuple(np.shape(value)) for name, value in tensors.items()}
 
@@ -75,8 +75,8 @@ def best_fit(shapes: Shapes) -> tuple[str, int, int] | None:
     """
     best: tuple[float, str, int, int] | None = None
     for arch in ARCHITECTURES.values():
-        options = options_of(arch, shapes)
-        network = arch.network() if options is None else network_of(arch, options)
+        options = infer_options(arch, shapes)
+        network = arch.network() if options is None else build_network(arch, options)
         wanted = network.parameters
         given = renamed_offsets(shapes, wanted)
         hits = sum(given.get(name) == shape for name, shape in wanted.items())
@@ -89,7 +89,7 @@ def best_fit(shapes: Shapes) -> tuple[str, int, int] | None:
     return best[1:]
 
 
-def options_of(arch: Architecture, shapes: Shapes) -> Options | None:
+def infer_options(arch: Architecture, shapes: Shapes) -> Options | None:
     """Read classes, heads and head width off a checkpoint; None where it has no heatmap head of this architecture."""
     first = arch.network()
     finals = final_layers(first)
@@ -115,13 +115,13 @@ def options_of(arch: Architecture, shapes: Shapes) -> Options | None:
     heads.pop(arch.heatmap, None)
     options = Options(channels, heads, None if width == arch.head_conv else width)
     try:
-        network_of(arch, options)
+        build_network(arch, options)
     except ModelError:
         return None
     return options
 
 
-def network_of(arch: Architecture, options: Options) -> Network:
+def build_network(arch: Architecture, options: Options) -> Network:
     """The network with these options; raises as `Architecture.network`."""
     return arch.network(options.classes, options.heads, options.head_conv)
 
@@ -174,7 +174,7 @@ def match_checkpoint(
     """
     wanted = network.parameters
     given = renamed_offsets(tensors, wanted)
-    shapes = shapes_of(given)
+    shapes = tensor_shapes(given)
     misfit = Misfit(
         missing=[name for name in wanted if name not in given and name not in network.unused],
         misshaped=[name for name in wanted if name in given and shapes[name] != wanted[name]],
@@ -261,10 +261,10 @@ def _advice(
 
 def _flags(arch: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The options with which the whole checkpoint fits; nothing where none do."""
-    options = options_of(arch, shapes)
+    options = infer_options(arch, shapes)
     if options is None:
         return ""
-    network = network_of(arch, options)
+    network = build_network(arch, options)
     wanted = network.parameters
     given = renamed_offsets(shapes, wanted)
     fits = all(given.get(n) == shape for n, shape in wanted.items() if n in given or n not in network.unused)

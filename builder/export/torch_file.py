@@ -25,9 +25,9 @@ __all__ = [
     "item_size",
     "open_torch",
     "open_zip",
+    "parse_storage",
+    "read_tensor",
     "rebuild",
-    "storage_of",
-    "tensor_of",
 ]
 
 Array = NDArray[Any]
@@ -83,14 +83,14 @@ def rebuild(function: Global, arguments: tuple[Any, ...]) -> Any:
 def _described(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None = None) -> Any:
     if not isinstance(storage, PersistentId):
         raise TypeError("a tensor without a storage")
-    held = storage_of(storage.value)
+    held = parse_storage(storage.value)
     numbers = (offset, *shape, *stride)
     if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
         raise ValueError(f"a tensor of offset {offset}, shape {shape}, stride {stride}")
     return StoredTensor(held, offset, tuple(shape), tuple(stride), dtype or held.dtype)
 
 
-def storage_of(value: Any) -> Storage:
+def parse_storage(value: Any) -> Storage:
     """Read a persistent id: ("storage", class, key, location, count), in old files with a view behind.
 
     Raises:
@@ -128,7 +128,7 @@ def _numpy_name(dtype: str) -> str:
     return dtype
 
 
-def tensor_of(path: Path, tensor: StoredTensor, data: bytes, order: Literal["<", ">"]) -> Array:
+def read_tensor(path: Path, tensor: StoredTensor, data: bytes, order: Literal["<", ">"]) -> Array:
     """Return the numbers of one tensor, contiguous; bfloat16 becomes float32.
 
     Args:
@@ -253,7 +253,7 @@ def _open_zip(path: Path) -> Iterator[TorchFile]:
         def numbers(key: str) -> bytes:
             return _member(path, archive, f"{prefix}data/{key}")
 
-        yield TorchFile(value, lambda tensor: tensor_of(path, tensor, numbers(tensor.storage.key), order))
+        yield TorchFile(value, lambda tensor: read_tensor(path, tensor, numbers(tensor.storage.key), order))
 
 
 def _prefix(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
@@ -318,7 +318,7 @@ def _open_legacy(path: Path) -> Iterator[TorchFile]:
 
         order: Literal["<", ">"] = ">" if big else "<"
         yield TorchFile(
-            main.value, lambda tensor: tensor_of(path, tensor, numbers(tensor.storage.key), order)
+            main.value, lambda tensor: read_tensor(path, tensor, numbers(tensor.storage.key), order)
         )
 
 
@@ -329,7 +329,7 @@ def _legacy_places(
     try:
         # Other references belong to whole pickled modules: ("module", class, file, source).
         tuples = [r.value for r in references if isinstance(r.value, tuple)]
-        storages = [storage_of(value) for value in tuples if value[:1] == ("storage",)]
+        storages = [parse_storage(value) for value in tuples if value[:1] == ("storage",)]
     except (ValueError, TypeError) as error:
         raise ModelError(f"{path} is damaged: {error}", "download the file again") from error
     sizes = {storage.key: item_size(storage.dtype) for storage in storages}

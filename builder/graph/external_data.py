@@ -21,7 +21,7 @@ from centernet_trt.errors import ModelError
 __all__ = [
     "as_array",
     "constant",
-    "folder_of",
+    "data_folder",
     "inlined",
     "inlined_tensor",
     "move_out",
@@ -132,7 +132,7 @@ def constant(name: str, array: NDArray[Any]) -> TensorProto:
         return numpy_helper.from_array(array, name)
     tensor = TensorProto(name=name, dims=array.shape)
     tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-    return folder.adopt(tensor, _bytes_of(array))
+    return folder.adopt(tensor, _array_bytes(array))
 
 
 def moved(tensor: TensorProto) -> TensorProto:
@@ -160,7 +160,7 @@ def as_array(tensor: TensorProto) -> NDArray[Any]:
     return np.asarray(np.memmap(file, dtype=dtype, mode="r", shape=tuple(tensor.dims)))
 
 
-def folder_of(model: ModelProto) -> Path | None:
+def data_folder(model: ModelProto) -> Path | None:
     """The folder that the model's large constants lie in; None for a model that has them all itself."""
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
@@ -179,7 +179,7 @@ def size_outside(model: ModelProto) -> int:
 
 def inlined(model: ModelProto) -> ModelProto:
     """The model with all its constants in its message, for who takes one file only; as it is where it has them."""
-    if folder_of(model) is None:
+    if data_folder(model) is None:
         return model
     whole = ModelProto()
     whole.CopyFrom(model)
@@ -216,7 +216,7 @@ def move_out(model: ModelProto, beside: Path) -> ModelProto:
             if external_data_helper.uses_external_data(tensor):
                 external_data_helper.load_external_data_for_tensor(tensor, str(beside))
         elif external_data_helper.uses_external_data(tensor) or tensor.ByteSize() >= _SMALLEST:
-            data = _data_of(tensor, beside)
+            data = _tensor_bytes(tensor, beside)
             _check_size(tensor, data.nbytes)
             tensor.CopyFrom(folder.adopt(tensor, data))
     # Protobuf frees nothing that a message once held before the message itself goes.
@@ -234,7 +234,7 @@ def save_beside(model: ModelProto, path: Path, location: str) -> None:
             outside = external_data_helper.uses_external_data(tensor)
             if outside or (tensor.data_type in _WHOLE_BYTES and tensor.ByteSize() >= _SMALLEST):
                 offset = _aligned(file)
-                length = file.write(_bytes_of(as_array(tensor)))
+                length = file.write(_array_bytes(as_array(tensor)))
                 tensor.CopyFrom(_referring(tensor, location, length, offset))
     path.write_bytes(lean.SerializeToString())
 
@@ -253,22 +253,22 @@ def _referring(tensor: TensorProto, location: str, length: int, offset: int = 0)
     return made
 
 
-def _bytes_of(array: NDArray[Any]) -> memoryview:
+def _array_bytes(array: NDArray[Any]) -> memoryview:
     # ONNX is little-endian, and so is every machine that TensorRT runs on.
     flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return memoryview(flat)
 
 
-def _data_of(tensor: TensorProto, beside: Path) -> memoryview:
+def _tensor_bytes(tensor: TensorProto, beside: Path) -> memoryview:
     """The bytes of a tensor that is as its file had it: beside it, raw, or number by number."""
     if not external_data_helper.uses_external_data(tensor):
-        return memoryview(tensor.raw_data) if tensor.raw_data else _bytes_of(numpy_helper.to_array(tensor))
+        return memoryview(tensor.raw_data) if tensor.raw_data else _array_bytes(numpy_helper.to_array(tensor))
     info = external_data_helper.ExternalDataInfo(tensor)
     file, offset = beside / info.location, info.offset or 0
     length = file.stat().st_size - offset if info.length is None else info.length
     if not length:
         return memoryview(b"")
-    return _bytes_of(np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))
+    return _array_bytes(np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))
 
 
 def _check_size(tensor: TensorProto, found: int) -> None:

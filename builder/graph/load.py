@@ -71,7 +71,7 @@ def load_model(path: Path, *, foreign_ops: Collection[str] = ()) -> ModelProto:
     _check_graph(model, path)
     _check_external_files(model, path)
     model = weights.move_out(model, path.parent)
-    outside = weights.folder_of(model) is not None
+    outside = weights.data_folder(model) is not None
     if not outside:
         _load_external_data(model, path)
     moved = _move_foreign(model, foreign_ops)

@@ -42,7 +42,7 @@ def serialised_size(model: ModelProto) -> int:
 @contextmanager
 def saved(model: ModelProto) -> Iterator[Path]:
     """Yield the path of the model in a temporary folder, its weights in files beside it: for any size."""
-    beside = weights.folder_of(model)
+    beside = weights.data_folder(model)
     if beside is None:
         with TemporaryDirectory(prefix="centernet-trt-") as folder:
             path = Path(folder) / "model.onnx"
@@ -60,7 +60,7 @@ def saved(model: ModelProto) -> Iterator[Path]:
 @contextmanager
 def loadable(model: ModelProto) -> Iterator[bytes | str]:
     """Yield what ONNX Runtime makes a session from: the model's bytes, or the path of one too large for that."""
-    if weights.folder_of(model) is None and serialised_size(model) < PROTOBUF_LIMIT:
+    if weights.data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT:
         yield model.SerializeToString()
     else:
         with saved(model) as path:
@@ -75,7 +75,7 @@ def open_session(model: ModelProto, options: Any) -> Any:
     """
     import onnxruntime as ort
 
-    if weights.folder_of(model) is not None:
+    if weights.data_folder(model) is not None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -111,7 +111,7 @@ def check(model: ModelProto, *, full: bool = False) -> None:
         model: a model of any size; beyond 2 GB, or in files, its large constants are checked by type and shape only.
         full: check by strict shape inference too.
     """
-    small = weights.folder_of(model) is None and serialised_size(model) < PROTOBUF_LIMIT
+    small = weights.data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
     try:
         checker.check_model(model if small else _skeleton(model, _INFERENCE_VALUE_ELEMENTS), full_check=full)
     except (checker.ValidationError, InferenceError, ValueError) as error:

@@ -16,7 +16,7 @@ from centernet_trt.runtime.host.decode import decode
 from centernet_trt.runtime.host.onnxruntime import open_session
 from centernet_trt.runtime.spec import ModelSpec
 
-__all__ = ["Damage", "Judge", "weighted_loss"]
+__all__ = ["DetectionLoss", "LossEvaluator", "weighted_loss"]
 
 # Below this score a detection of the reference hardly counts; leaving it out saves most of the matching.
 _FAINTEST = 0.05
@@ -24,7 +24,7 @@ _SAME_OBJECT = 0.3
 
 
 @dataclass(frozen=True)
-class Damage:
+class DetectionLoss:
     """How far a candidate is from the reference on the judge's images.
 
     Attributes:
@@ -38,7 +38,7 @@ class Damage:
     agreement: Agreement
 
 
-class Judge:
+class LossEvaluator:
     """Holds a reference graph's detections on some images, and compares other graphs with them."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Judge:
             found += decode(simulation.run(batch.tensor), self._spec, batch.placements, threshold=0.0)
         return found
 
-    def damage(self, model: ModelProto, progress: Callable[[int, int], None] | None = None) -> Damage:
+    def damage(self, model: ModelProto, progress: Callable[[int, int], None] | None = None) -> DetectionLoss:
         """Run a candidate, a graph with the reference's input and heads, and compare."""
         return self.compare(self.detections(model, progress))
 
@@ -102,9 +102,9 @@ class Judge:
             found += decode(heads, self._spec, batch.placements, threshold=0.0)
         return found
 
-    def compare(self, found: Sequence[Detections]) -> Damage:
+    def compare(self, found: Sequence[Detections]) -> DetectionLoss:
         """Compare detections of the judge's images with the reference's."""
-        return Damage(
+        return DetectionLoss(
             weighted_loss(self.reference, found),
             self._annotations.drop(found),
             agreement(self.reference, found, threshold=self._spec.threshold),

@@ -18,7 +18,7 @@ from centernet_trt.builder.calibration.record import (
 )
 from centernet_trt.builder.calibration.statistics import collect_histograms, collect_statistics
 from centernet_trt.builder.calibration.thresholds import Method
-from centernet_trt.builder.int8.detection_loss import Damage, Judge
+from centernet_trt.builder.int8.detection_loss import DetectionLoss, LossEvaluator
 from centernet_trt.builder.int8.equalise import equalisable, equalise, replay
 from centernet_trt.builder.int8.layers import Rules, Survey, survey
 from centernet_trt.builder.int8.placement import LEVELS, raise_opset
@@ -98,17 +98,17 @@ class Int8Result:
     record: CalibrationRecord
     search: SearchResult
     survey: Survey
-    judge: Judge
+    judge: LossEvaluator
     options: Int8Options
     probe_images: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
     again: Search | None = None
 
-    def inside_budget(self, typed: Damage) -> bool:
+    def inside_budget(self, typed: DetectionLoss) -> bool:
         """Whether the typed graph, with this measured damage, is what was asked for; so is all without a search."""
         return self.again is None or self.options.budget.allows(typed)
 
-    def narrower(self, typed: Damage) -> "Int8Result":
+    def narrower(self, typed: DetectionLoss) -> "Int8Result":
         """The next best graph, where the typed one is outside the budget by its measured damage.
 
         Raises:
@@ -163,7 +163,7 @@ def make_int8(
     means = {name: tensor.means for name, tensor in record.tensors.items() if tensor.means}
     reporter.stage("int8 search")
     judged = images.subset(_spread(len(images), options.judged_images))
-    judge = Judge(
+    judge = LossEvaluator(
         model,
         spec,
         judged.images,
@@ -176,7 +176,7 @@ def make_int8(
         alone: Thresholds = {name: {options.method: by[options.method]} for name, by in thresholds.items()}
         found = everything(model, layers, alone, judge, options.rules, means, reporter.step)
     else:
-        small = Judge(model, spec, probing.images, threads=options.threads)
+        small = LossEvaluator(model, spec, probing.images, threads=options.threads)
         methods = _methods(thresholds, options.method)
         probes = probe_units(
             model, layers.units, thresholds, small, methods, options.rules, means, reporter.step

@@ -7,7 +7,7 @@ from typing import Any
 
 from centernet_trt.builder.calibration.record import format_cache
 from centernet_trt.builder.calibration.thresholds import METHODS
-from centernet_trt.builder.int8.detection_loss import Damage
+from centernet_trt.builder.int8.detection_loss import DetectionLoss
 from centernet_trt.builder.int8.layers import Rules
 from centernet_trt.builder.int8.placement import activation_scale
 from centernet_trt.builder.int8.quantise import Int8Result
@@ -63,7 +63,7 @@ def report(result: Int8Result, measured: Measured | None = None) -> dict[str, An
     }
 
 
-def _damage(damage: Damage) -> dict[str, Any]:
+def _damage(damage: DetectionLoss) -> dict[str, Any]:
     return {
         "loss": round(damage.loss, 6),
         "expected_drop": round(damage.drop, 6),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from onnx import ModelProto
 
 from centernet_trt.builder.calibration.thresholds import Method
-from centernet_trt.builder.int8.detection_loss import Damage, Judge
+from centernet_trt.builder.int8.detection_loss import DetectionLoss, LossEvaluator
 from centernet_trt.builder.int8.layers import Rules, Survey, Unit
 from centernet_trt.builder.int8.placement import place, residual_skips
 from centernet_trt.errors import CalibrationError
@@ -50,7 +50,7 @@ class Budget:
     min_agreement: float = 0.95
     min_share: float = 0.0
 
-    def allows(self, damage: Damage) -> bool:
+    def allows(self, damage: DetectionLoss) -> bool:
         """Whether a graph's damage is inside the budget (its share aside)."""
         return damage.drop <= self.max_drop and damage.agreement.f1_low >= self.min_agreement
 
@@ -61,7 +61,7 @@ class Probe:
 
     unit: Unit
     method: Method
-    damage: Damage
+    damage: DetectionLoss
     tried: dict[Method, float]
 
 
@@ -71,7 +71,7 @@ class Trial:
 
     units: int
     share: float
-    damage: Damage
+    damage: DetectionLoss
     inside: bool
     what: str
 
@@ -97,7 +97,7 @@ class SearchResult:
     methods: dict[str, Method]
     thresholds: dict[str, float]
     skips: list[tuple[str, str]]
-    damage: Damage
+    damage: DetectionLoss
     share: float
     probes: list[Probe]
     trials: list[Trial] = field(default_factory=list)
@@ -130,7 +130,7 @@ def probe_units(
     model: ModelProto,
     units: Sequence[Unit],
     thresholds: Thresholds,
-    judge: Judge,
+    judge: LossEvaluator,
     methods: Sequence[Method],
     rules: Rules,
     means: Means,
@@ -147,7 +147,7 @@ def probe_units(
         if progress is not None:
             progress("damage of single layers", done, len(units))
         names = {layer.name for layer in unit.layers}
-        found: dict[Method, Damage] = {}
+        found: dict[Method, DetectionLoss] = {}
         for method in methods:
             value = thresholds[unit.tensor][method]
             if any(thresholds[unit.tensor][other] == value for other in found):
@@ -170,7 +170,7 @@ def everything(
     model: ModelProto,
     layers: Survey,
     thresholds: Thresholds,
-    judge: Judge,
+    judge: LossEvaluator,
     rules: Rules,
     means: Means,
     progress: Progress | None = None,
@@ -199,7 +199,7 @@ class Search:
         layers: Survey,
         thresholds: Thresholds,
         probes: Sequence[Probe],
-        judge: Judge,
+        judge: LossEvaluator,
         rules: Rules,
         means: Means,
         progress: Progress | None = None,
@@ -222,7 +222,7 @@ class Search:
         self.values = {p.unit.tensor: thresholds[p.unit.tensor][p.method] for p in probes}
         # Skips may read tensors that no layer does; they take the method of most tensors.
         self.all_values = {tensor: next(iter(by.values())) for tensor, by in thresholds.items()} | self.values
-        self.known: dict[tuple[tuple[int, ...], bool], Damage] = {}
+        self.known: dict[tuple[tuple[int, ...], bool], DetectionLoss] = {}
         self.trials: list[Trial] = []
         self.budget = Budget()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from centernet_trt.builder.int8.detection_loss import Damage
+from centernet_trt.builder.int8.detection_loss import DetectionLoss
 from centernet_trt.builder.int8.quantise import Int8Result
 from centernet_trt.errors import InputError, SpecError
 from centernet_trt.evaluation.accuracy.bootstrap import ApDrop, paired_drop
@@ -29,7 +29,7 @@ class Measured:
         notes: why there is no such figure, where the images came from a COCO file.
     """
 
-    damage: Damage
+    damage: DetectionLoss
     labelled: ApDrop | None
     notes: tuple[str, ...] = ()
 

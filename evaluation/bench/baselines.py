@@ -11,7 +11,7 @@ import numpy.typing as npt
 from centernet_trt.errors import BackendError
 from centernet_trt.evaluation.bench.host_stages import Heads, HostPipeline, Picture
 from centernet_trt.evaluation.bench.timing import WHOLE, Now, Sample, Subject
-from centernet_trt.runtime.host.decode import find_peaks, score_of
+from centernet_trt.runtime.host.decode import find_peaks, to_score
 from centernet_trt.runtime.host.onnxruntime import open_session
 
 SOURCE_GRAPH = "source graph, plain ONNX Runtime"
@@ -124,7 +124,7 @@ def _heatmap(pipeline: HostPipeline, picture: Picture) -> npt.NDArray[np.float32
 
 
 def _check(theirs: npt.NDArray[np.float32], heat: npt.NDArray[np.float32]) -> None:
-    ours = score_of(find_peaks(heat, K).value, "logits")
+    ours = to_score(find_peaks(heat, K).value, "logits")
     # The official code fills up with non-peaks, at 0, where there are fewer than K peaks.
     if not np.allclose(theirs[: len(ours)], ours, rtol=0, atol=1e-6):
         raise BackendError("the official decode in PyTorch finds other scores than the decode that is timed")

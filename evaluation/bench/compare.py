@@ -6,7 +6,7 @@ from typing import Any
 
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.bench.report import NETWORK_ALONE, BenchReport, Entry
-from centernet_trt.evaluation.bench.statistics import Ratio, Statistic, Windows, flat, ratio_of
+from centernet_trt.evaluation.bench.statistics import Ratio, Statistic, Windows, bootstrap_ratio, flat
 
 CONFIDENCE = 0.95
 BY_EVENTS = " (events)"
@@ -85,7 +85,7 @@ def _ratios(
     resamples = max(2000, round(40 * len(found) / (1 - confidence)))
     rows = []
     for name, what, left, right, statistic in found:
-        ratio = ratio_of(left, right, statistic, in_turn=in_turn, confidence=each, resamples=resamples)
+        ratio = bootstrap_ratio(left, right, statistic, in_turn=in_turn, confidence=each, resamples=resamples)
         rows.append(ComparedRow(name, what, _centre(left, statistic), _centre(right, statistic), ratio))
     return tuple(rows)
 

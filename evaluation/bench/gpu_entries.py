@@ -60,7 +60,7 @@ def network_name(batch: int) -> str:
     return NETWORK_ALONE if batch == 1 else f"{NETWORK_ALONE}, batch {batch}"
 
 
-def entry_of(measured: Measured, run: Run, counter: Counter | None, notes: list[str]) -> Entry:
+def make_entry(measured: Measured, run: Run, counter: Counter | None, notes: list[str]) -> Entry:
     """The report's entry of a bundle; what could not be counted is added to the notes."""
     manifest, plan = measured.bundle.manifest, measured.plan
     series = dict(measured.series)
@@ -116,7 +116,7 @@ def _floors(
     return work, floors
 
 
-def report_of(entries: Sequence[Entry], run: Run, command: str, notes: Sequence[str]) -> BenchReport:
+def make_report(entries: Sequence[Entry], run: Run, command: str, notes: Sequence[str]) -> BenchReport:
     """The whole report."""
     floor = run.floor
     said = (

@@ -21,9 +21,9 @@ from centernet_trt.evaluation.bench.gpu_entries import (
     STAGED,
     Measured,
     Run,
-    entry_of,
+    make_entry,
+    make_report,
     network_name,
-    report_of,
 )
 from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
 from centernet_trt.evaluation.bench.gpu_stages import NetworkAlone, StagedPipeline, given_as
@@ -39,7 +39,7 @@ from centernet_trt.evaluation.environment import device_record
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import close_all
 from centernet_trt.runtime.detector import Detector
-from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.backend import GpuBackend
 
 _SURE = 0.3
 """Score from which detections are compared with the host's."""
@@ -102,13 +102,13 @@ def run_gpu_bench(
         for bench in benches:
             series = {name: Series.of(samples[f"{bench.name}: {name}"]) for name in bench.subjects}
             measured = _finish(bench, series, images[0], pictures, options, notes, tell)
-            entries.append(entry_of(measured, run, counter, notes))
+            entries.append(make_entry(measured, run, counter, notes))
             if bench.staged.timer.late:
                 notes.append(
                     f"{bench.name}: in {bench.staged.timer.late} measurements by events the host was late, and there "
                     "are gaps in them"
                 )
-    return report_of(entries, run, command, notes)
+    return make_report(entries, run, command, notes)
 
 
 def _finish(
@@ -198,7 +198,7 @@ def _check(name: str, staged: StagedPipeline, detector: Detector, pictures: Sequ
 def all_recorded(detector: Detector) -> bool:
     """Whether every shape that a detector on a GPU has met so far runs as a CUDA graph."""
     backend = detector._backend
-    lanes = backend._lanes if isinstance(backend, Pipeline) else []
+    lanes = backend._lanes if isinstance(backend, GpuBackend) else []
     return all(recorded for lane in lanes for recorded in lane.programs.values())
 
 

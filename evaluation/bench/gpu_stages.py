@@ -19,15 +19,15 @@ from centernet_trt.evaluation.bench.host_stages import Picture
 from centernet_trt.evaluation.bench.timing import WHOLE, Sample, StageClock, Subject
 from centernet_trt.kernels.launch import DecodePlan, PreprocessPlan
 from centernet_trt.kernels.structs import DecodeParams, PreprocessParams
-from centernet_trt.runtime.backend import GpuOptions, Request
-from centernet_trt.runtime.backend import Picture as RuntimePicture
+from centernet_trt.runtime.backend import GpuOptions
+from centernet_trt.runtime.backend import LoadedImage as RuntimePicture
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import Device, close_all
 from centernet_trt.runtime.cuda.interop import device_image, is_device_array
 from centernet_trt.runtime.cuda.resources import Graph, Stream
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.geometry import Placement, place
-from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.gpu.kernels import Kernels
 from centernet_trt.runtime.host.preprocess import preprocess
 from centernet_trt.runtime.trt.context import NetworkContext
@@ -37,7 +37,7 @@ STAGES = ("upload", "preprocess", "network", "decode", "download")
 
 
 class StagedPipeline:
-    """One image at a time through `Pipeline` without its CUDA graph, with an event after each stage. Close it."""
+    """One image at a time through `GpuBackend` without its CUDA graph, with an event after each stage. Close it."""
 
     stages = STAGES
     note = ""
@@ -46,7 +46,7 @@ class StagedPipeline:
         """Load the bundle.
 
         Raises:
-            BundleError, BackendError, CudaError: as `Pipeline.load`.
+            BundleError, BackendError, CudaError: as `GpuBackend.load`.
         """
         self.bundle = bundle
         self.pipeline = _MarkedPipeline.load(bundle, replace(options, streams=1, cuda_graph=False))
@@ -80,8 +80,8 @@ class StagedPipeline:
         self.pipeline.close()
 
 
-class _MarkedPipeline(Pipeline):
-    """A Pipeline whose kernels mark where the stages end, on whatever clock is set."""
+class _MarkedPipeline(GpuBackend):
+    """A GpuBackend whose kernels mark where the stages end, on whatever clock is set."""
 
     clock: StageClock
 
@@ -221,7 +221,7 @@ def given_as(
     Args:
         kind: `pageable` leaves them; `pinned` copies them to memory of `pinned_image`; `device` to GPU memory.
         pictures: on the host.
-        pipeline: the Detector or Pipeline that will be asked.
+        pipeline: the Detector or GpuBackend that will be asked.
         stream: for the copies to GPU memory.
     """
     if kind == "pageable":

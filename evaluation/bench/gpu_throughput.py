@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
 from centernet_trt.evaluation.bench.gpu_stages import given_as
-from centernet_trt.evaluation.bench.host_stages import Picture, batches_of
+from centernet_trt.evaluation.bench.host_stages import Picture, make_batches
 from centernet_trt.evaluation.bench.latency import Progress
 from centernet_trt.evaluation.bench.report import ThroughputRecord
 from centernet_trt.evaluation.bench.throughput import Request, drive
@@ -31,7 +31,7 @@ def throughput(
         with _Loaded(bundle, pictures, options, streams) as loaded:
             for _, batch in group:
                 tell(f"{name}: {streams} streams, batch {batch}", len(rows), len(loads))
-                batches = batches_of(loaded.pictures, bundle, batch)
+                batches = make_batches(loaded.pictures, bundle, batch)
                 asked = drive(
                     loaded.detector.detect_batch, batches, streams, options.rules, time.perf_counter
                 )
@@ -39,7 +39,9 @@ def throughput(
     for waiting in options.in_flight:
         tell(f"{name}: {waiting} submitted at once", 0, 1)
         with _Loaded(bundle, pictures, options, options.gpu.streams) as loaded:
-            rows.append(_submitted(loaded.detector, batches_of(loaded.pictures, bundle, 1), waiting, options))
+            rows.append(
+                _submitted(loaded.detector, make_batches(loaded.pictures, bundle, 1), waiting, options)
+            )
     return rows
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.bench.timing import WHOLE, Sample, Subject
 from centernet_trt.evaluation.environment import l2_bytes
-from centernet_trt.kernels.compile import architecture_of, find_toolchain
+from centernet_trt.kernels.compile import find_toolchain, sm_name
 from centernet_trt.runtime.cuda.device import Device, close_all
 from centernet_trt.runtime.cuda.resources import DeviceBuffer, Event, Graph, Stream
 
@@ -130,7 +130,7 @@ class ProbeKernels:
         Raises:
             CudaError: no compiler, or the driver refuses its code.
         """
-        architecture = architecture_of(*device.info.capability)
+        architecture = sm_name(*device.info.capability)
         made = find_toolchain().compile("probes.cu", {"probes.cu": _SOURCE}, architecture, "cubin")
         self._module = device.load_module(made.code)
         self._nothing = self._module.function("nothing")

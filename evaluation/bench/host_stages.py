@@ -160,7 +160,7 @@ def check_against(
             )
 
 
-def batches_of(pictures: Sequence[Picture], bundle: EngineBundle, size: int) -> list[list[BgrImage]]:
+def make_batches(pictures: Sequence[Picture], bundle: EngineBundle, size: int) -> list[list[BgrImage]]:
     """Batches of `size` images each, whose network inputs are equally large, so that they do run together.
 
     Every image is the first of one batch; the others follow it among those of its input size, again from the start

@@ -13,7 +13,7 @@ import numpy as np
 from centernet_trt.errors import BackendError, InputError
 from centernet_trt.evaluation.bench.report import BenchReport
 from centernet_trt.evaluation.bench.statistics import flat
-from centernet_trt.evaluation.bench.tables import tables_of
+from centernet_trt.evaluation.bench.tables import report_tables
 from centernet_trt.evaluation.bench.timing import WHOLE
 from centernet_trt.evaluation.tables import Cell, Table
 
@@ -215,7 +215,7 @@ def html_report(report: BenchReport) -> str:
 <p>{escape(_where(report))}</p>
 {_warnings(report)}
 <div class="pictures">{pictures}</div>
-{chr(10).join(_table(table) for table in tables_of(report))}
+{chr(10).join(_table(table) for table in report_tables(report))}
 <h2>How it was measured</h2>
 <p>{escape(_how(report))}</p>
 <p><code>{escape(report.command)}</code></p>

@@ -12,9 +12,9 @@ from centernet_trt.evaluation.bench.cold_start import cold_start
 from centernet_trt.evaluation.bench.host_stages import (
     HostPipeline,
     Picture,
-    batches_of,
     check_against,
     load_pictures,
+    make_batches,
 )
 from centernet_trt.evaluation.bench.latency import Progress, distinct_names, one_image
 from centernet_trt.evaluation.bench.report import (
@@ -263,10 +263,10 @@ def _throughput(
     with _host_detector(bench, options) as detector:
         for done, (threads, batch) in enumerate(calls):
             tell(f"{bench.name}: {threads} threads, batch {batch}", done, total)
-            batches = batches_of(pictures, bench.bundle, batch)
+            batches = make_batches(pictures, bench.bundle, batch)
             requests = drive(detector.detect_batch, batches, threads, options.rules, time.perf_counter)
             rows.append(ThroughputRecord(threads=threads, batch=batch, requests=_since_first(requests)))
-        singles = batches_of(pictures, bench.bundle, 1)
+        singles = make_batches(pictures, bench.bundle, 1)
         for done, waiting in enumerate(options.in_flight, len(calls)):
             tell(f"{bench.name}: {waiting} submitted at once", done, total)
             before = detector.stats

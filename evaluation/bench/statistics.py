@@ -127,7 +127,7 @@ def stability(windows: Windows, within: float = STABLE_WITHIN) -> Stability:
     return Stability(spread <= within, medians, spread)
 
 
-def ratio_of(
+def bootstrap_ratio(
     a: Windows,
     b: Windows,
     statistic: Statistic = "median",

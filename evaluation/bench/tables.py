@@ -14,7 +14,7 @@ EVENTS = "events"
 PERCENTILES = ("p50", "p90", "p95", "p99", "maximum")
 
 
-def tables_of(report: BenchReport) -> list[Table]:
+def report_tables(report: BenchReport) -> list[Table]:
     """All tables of a report."""
     tables = [overview(report)]
     if (found := compare_entries(report)).rows:

@@ -135,7 +135,7 @@ class CudaBindings:
         """Undo that."""
         self._call("cuMemHostUnregister", address)
 
-    def is_locked_host_memory(self, address: int) -> bool:
+    def is_pinned(self, address: int) -> bool:
         """Whether the driver knows this byte as page-locked memory of the host, whoever locked it."""
         status, kind = self._cu.cuPointerGetAttribute(self._memory_type, address)
         if status == self._invalid_value:  # it knows nothing of it

@@ -100,7 +100,7 @@ class PinnedBuffer(Resource):
         self.device.binding.free_pinned(self.address)
 
 
-class LockedMemory(Resource):
+class RegisteredMemory(Resource):
     """Host memory that Python owns, page-locked until `close()`. Arrays in it stay good after that, as ordinary memory."""
 
     def __init__(self, device: "Device", nbytes: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import BackendError, CenterNetError, CudaError, InputError
-from centernet_trt.runtime.backend import Batch, GpuOptions, Heads, MemoryUse, Picture, Request
+from centernet_trt.runtime.backend import Batch, GpuOptions, Heads, InferenceRequest, LoadedImage, MemoryUse
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import DriverError
 from centernet_trt.runtime.cuda.device import Device, close_all
@@ -27,7 +27,7 @@ from centernet_trt.runtime.gpu.buffers import (
 )
 from centernet_trt.runtime.gpu.kernels import Kernels
 from centernet_trt.runtime.gpu.lane import Lane
-from centernet_trt.runtime.gpu.pinned import LockedImages
+from centernet_trt.runtime.gpu.pinned import PinnedImages
 from centernet_trt.runtime.host.decode import check_heads
 from centernet_trt.runtime.host.preprocess import level_table
 from centernet_trt.runtime.images import BgrImage
@@ -115,16 +115,16 @@ class LanePool:
 
 
 _log = logging.getLogger(__name__)
-UnderWay = deque[tuple[Lane, list[Detections]]]
+InFlight = deque[tuple[Lane, list[Detections]]]
 
 
-class Pipeline:
+class GpuBackend:
     """A bundle's plan with everything around it on one GPU. Safe to use from many threads; close it."""
 
     note = ""
 
     def __init__(self, bundle: EngineBundle, options: GpuOptions, device: Device) -> None:
-        """Use `Pipeline.load`."""
+        """Use `GpuBackend.load`."""
         self.options = options.within(bundle.manifest.profiles)
         self.device = device
         self._parts: list[Any] = []  # in the order of their making
@@ -172,7 +172,7 @@ class Pipeline:
         )
         levels = level_table(manifest.spec.input).tobytes()
         self._levels = self._keep(device.allocate(len(levels)))
-        self._locked = LockedImages(device)
+        self._locked = PinnedImages(device)
         classes = {head.name: head.channels for head in manifest.heads}[manifest.spec.heads.heatmap.tensor]
         for _ in range(options.streams):
             buffers = StreamBuffers(
@@ -217,7 +217,7 @@ class Pipeline:
         return replace(use, pinned=use.pinned | {"images of pinned_image()": made}) if made else use
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
-        """An image of any content in page-locked memory, for callers to fill; see `LockedImages.make`."""
+        """An image of any content in page-locked memory, for callers to fill; see `PinnedImages.make`."""
         self._pool.check_usable()
         return self._locked.make(height, width)
 
@@ -226,7 +226,7 @@ class Pipeline:
         """Images that run at once."""
         return self.options.max_batch or 1
 
-    def check_image(self, image: Picture) -> None:
+    def check_image(self, image: LoadedImage) -> None:
         """Raise InputError for an image from the host that does not fit into the upload buffer."""
         if not isinstance(image, DeviceImage) and image.nbytes > self._largest_image:
             height, width = image.shape[:2]
@@ -252,21 +252,21 @@ class Pipeline:
             return [self._run_one(batches[0])]
         self._pool.check_usable()
         found: list[list[Detections]] = []
-        under_way: UnderWay = deque()
+        in_flight: InFlight = deque()
         try:
             for batch in batches:
                 results: list[Detections] = []
                 found.append(results)
                 for part in self._cut(batch):
-                    lane = self._next_lane(under_way)
+                    lane = self._next_lane(in_flight)
                     self._start(lane, part)
-                    under_way.append((lane, results))
-            while under_way:
-                self._finish(under_way)
+                    in_flight.append((lane, results))
+            while in_flight:
+                self._finish(in_flight)
         finally:
-            while under_way:  # an error: the others' work is waited for and dropped
+            while in_flight:  # an error: the others' work is waited for and dropped
                 try:
-                    self._finish(under_way)
+                    self._finish(in_flight)
                 except CenterNetError as error:
                     _log.debug("a batch under way failed as well: %s", error)
         return found
@@ -284,13 +284,13 @@ class Pipeline:
         self._pool.give_back(lane)
         return found
 
-    def _cut(self, batch: Batch) -> list[list[Request]]:
+    def _cut(self, batch: Batch) -> list[list[InferenceRequest]]:
         """Parts that fit: at most `max_batch` images, no more than a profile takes, their bytes in the upload buffer."""
         if len(batch) < 2:
             return [list(batch)] if batch else []
         side = batch[0].placement
         most = min(self.max_batch, largest_batch(self._profiles, side.height, side.width))
-        parts: list[list[Request]] = []
+        parts: list[list[InferenceRequest]] = []
         room = 0
         for request in batch:
             image = request.image
@@ -302,24 +302,24 @@ class Pipeline:
             room -= size
         return parts
 
-    def _next_lane(self, under_way: UnderWay) -> Lane:
+    def _next_lane(self, in_flight: InFlight) -> Lane:
         """An idle lane; who holds others finishes them first, for waiting while holding could last for ever."""
-        while under_way:
+        while in_flight:
             lane = self._pool.take_idle()
             if lane is not None:
                 return lane
-            self._finish(under_way)
+            self._finish(in_flight)
         return self._pool.take()
 
-    def _start(self, lane: Lane, part: list[Request]) -> None:
+    def _start(self, lane: Lane, part: list[InferenceRequest]) -> None:
         try:
             lane.start(part)
         except BaseException as error:
             self._pool.give_back(lane, error)
             raise
 
-    def _finish(self, under_way: UnderWay) -> None:
-        lane, results = under_way.popleft()
+    def _finish(self, in_flight: InFlight) -> None:
+        lane, results = in_flight.popleft()
         try:
             results.extend(lane.finish())
         except BaseException as error:

@@ -15,13 +15,13 @@ from centernet_trt.kernels.launch import (
     plan_decode,
 )
 from centernet_trt.kernels.structs import Image
-from centernet_trt.runtime.backend import MemoryUse, Request
+from centernet_trt.runtime.backend import InferenceRequest, MemoryUse
 from centernet_trt.runtime.cuda.device import Device, close_all
 from centernet_trt.runtime.cuda.interop import DeviceImage
 from centernet_trt.runtime.cuda.resources import Resource
 from centernet_trt.runtime.geometry import Placement
 from centernet_trt.runtime.gpu.kernels import absent_image, extra_columns, image_descriptor
-from centernet_trt.runtime.gpu.pinned import LockedImages
+from centernet_trt.runtime.gpu.pinned import PinnedImages
 from centernet_trt.runtime.manifest import Manifest, TensorRecord
 from centernet_trt.runtime.profiles import largest_shapes
 from centernet_trt.runtime.spec import KeepRes, ModelSpec
@@ -136,7 +136,7 @@ def memory_use(streams: int, plan: StreamMemory, weights: int, levels: int) -> M
 _REMEMBERED = 256  # descriptors; beyond it all are forgotten
 
 
-class ImageTable:
+class ImageDescriptors:
     """Writes descriptors into page-locked memory. One batch at a time.
 
     Those of recent calls are remembered: filling in the fields of one costs as much Python as all else in an upload.
@@ -158,7 +158,7 @@ class ImageTable:
         return found
 
     def put(
-        self, table: Any, row: int, request: Request, pixels: int, pitch: int = 0, channels: int = 3
+        self, table: Any, row: int, request: InferenceRequest, pixels: int, pitch: int = 0, channels: int = 3
     ) -> None:
         """Describe an image: what is asked of it, where it lies on the device, and in what layout."""
         placement = request.placement
@@ -197,7 +197,7 @@ class StreamBuffers:
         levels: int,
         classes: int,
         spin: bool,
-        locked: LockedImages,
+        locked: PinnedImages,
     ) -> None:
         """Allocate everything.
 
@@ -223,7 +223,7 @@ class StreamBuffers:
             self.close()
             raise
         self._staging = self.pinned_staging.array
-        self._images = ImageTable(self.pinned_staging.address, spec)
+        self._images = ImageDescriptors(self.pinned_staging.address, spec)
         self.addresses = {name: buffer.address for name, buffer in self.tensors.items()}
 
     def _keep(self, resource: R) -> R:
@@ -236,7 +236,7 @@ class StreamBuffers:
         self.stream.fill(self.counters.address, 0, self.counters.nbytes)
         self.stream.synchronize()
 
-    def upload(self, batch: int, requests: Sequence[Request]) -> None:
+    def upload(self, batch: int, requests: Sequence[InferenceRequest]) -> None:
         """Enqueue the copies that bring descriptors and images to the device; they must fit, and the context be current.
 
         One copy brings the descriptors and all images in pageable memory; each image in page-locked memory has a copy of
@@ -252,7 +252,7 @@ class StreamBuffers:
                 if image.array.stream is not None:
                     self.stream.wait_for(image.array.stream)
                 images.put(table, row, request, image.array.address, image.pitch, image.channels)
-            elif (address := self._locked.address_of(image)) is not None:
+            elif (address := self._locked.pinned_address(image)) is not None:
                 locked.append((row, address, image.nbytes))
             else:
                 target = self._staging[offset : offset + image.nbytes]

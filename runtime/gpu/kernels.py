@@ -7,10 +7,10 @@ from centernet_trt.cache import cache_dir
 from centernet_trt.errors import SpecError
 from centernet_trt.kernels.compile import (
     PROGRAMS,
-    architecture_of,
     check_driver,
     compile_module,
     find_toolchain,
+    sm_name,
 )
 from centernet_trt.kernels.launch import DecodeLayout, DecodePlan, DecodeRows, PreprocessPlan
 from centernet_trt.kernels.structs import (
@@ -45,7 +45,7 @@ class Kernels:
         """
         toolchain = find_toolchain()
         check_driver(device.info.driver_version, toolchain.cuda_major)
-        architecture = architecture_of(*device.info.capability)
+        architecture = sm_name(*device.info.capability)
         self._modules: list[Module] = []
         self._functions: dict[str, Any] = {}
         try:
@@ -235,7 +235,7 @@ def _fill_extras(params: DecodeParams, spec: HeadsSpec, heads: Mapping[str, tupl
         column += extra.channels
 
 
-def detections_of(rows: DecodeRows, image: int, spec: ModelSpec) -> Detections:
+def rows_to_detections(rows: DecodeRows, image: int, spec: ModelSpec) -> Detections:
     """Detections of one image of a batch, copied out of the buffer, after the spec's NMS if it has one."""
     kept = slice(int(rows.count[image]))
     extra, column = {}, 0

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from centernet_trt.errors import CenterNetError
 from centernet_trt.kernels.launch import DecodeLayout, plan_decode, plan_preprocess
-from centernet_trt.runtime.backend import Heads, Request
+from centernet_trt.runtime.backend import Heads, InferenceRequest
 from centernet_trt.runtime.cuda.binding import DriverError
 from centernet_trt.runtime.cuda.device import close_all
 from centernet_trt.runtime.cuda.resources import Graph
@@ -21,9 +21,9 @@ from centernet_trt.runtime.gpu.buffers import StreamBuffers
 from centernet_trt.runtime.gpu.kernels import (
     Kernels,
     decode_params,
-    detections_of,
     extra_columns,
     preprocess_params,
+    rows_to_detections,
 )
 from centernet_trt.runtime.host.onnxruntime import allocate_heads
 from centernet_trt.runtime.profiles import batch_to_run
@@ -172,10 +172,10 @@ class Lane:
         self._cuda_graph, self._max_graphs = cuda_graph, max_graphs
         self._spec: ModelSpec = executor.manifest.spec
         self._programs: OrderedDict[ProgramKey, Program] = OrderedDict()
-        self._running: tuple[Program, Sequence[Request]] | None = None
+        self._running: tuple[Program, Sequence[InferenceRequest]] | None = None
         self._batches: dict[tuple[int, int, int], int] = {}
 
-    def start(self, requests: Sequence[Request]) -> None:
+    def start(self, requests: Sequence[InferenceRequest]) -> None:
         """Enqueue a batch whose placements share one network size. After an error the lane is idle again.
 
         Raises:
@@ -204,7 +204,7 @@ class Lane:
         try:
             with nvtx_range("wait"):
                 self.buffers.done.synchronize()
-            found = [detections_of(program.rows, row, self._spec) for row in range(len(requests))]
+            found = [rows_to_detections(program.rows, row, self._spec) for row in range(len(requests))]
             if self._cuda_graph and not program.captured and program.refused is None:
                 self._capture(program)
         except BaseException:
@@ -235,7 +235,7 @@ class Lane:
             raise
         return {name: array[:count] for name, array in found.items()}
 
-    def _key(self, requests: Sequence[Request]) -> ProgramKey:
+    def _key(self, requests: Sequence[InferenceRequest]) -> ProgramKey:
         placement = requests[0].placement
         shape = len(requests), placement.height, placement.width
         batch = self._batches.get(shape)

@@ -8,7 +8,7 @@ import numpy as np
 
 from centernet_trt.errors import InputError
 from centernet_trt.kernels.launch import DecodeLayout, plan_decode, plan_preprocess
-from centernet_trt.runtime.backend import Picture, Request
+from centernet_trt.runtime.backend import InferenceRequest, LoadedImage
 from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.cuda.interop import (
@@ -31,11 +31,11 @@ from centernet_trt.runtime.gpu.buffers import (
 from centernet_trt.runtime.gpu.kernels import (
     Kernels,
     decode_params,
-    detections_of,
     extra_columns,
     preprocess_params,
+    rows_to_detections,
 )
-from centernet_trt.runtime.gpu.pinned import LockedImages
+from centernet_trt.runtime.gpu.pinned import PinnedImages
 from centernet_trt.runtime.host.decode import check_heads
 from centernet_trt.runtime.host.preprocess import level_table
 from centernet_trt.runtime.images import ImageSource, as_bgr
@@ -81,7 +81,7 @@ class GpuOps:
                 self._levels.address,
                 0,
                 True,
-                LockedImages(self._device),
+                PinnedImages(self._device),
             )
             self._buffers.write(self._levels.address, level_table(spec.input))
         except BaseException:
@@ -113,14 +113,14 @@ class GpuOps:
         batch, height, width = self._check_input(target, len(images))
         requests = []
         for source in images:
-            picture: Picture = device_image(source) if is_device_array(source) else as_bgr(source)
+            picture: LoadedImage = device_image(source) if is_device_array(source) else as_bgr(source)
             placement = place(self._spec.input, picture.shape[1], picture.shape[0])
             if (placement.height, placement.width) != (height, width):
                 raise InputError(
                     f"an image of {picture.shape[1]}x{picture.shape[0]} pixels needs a network input of "
                     f"{placement.width}x{placement.height}, the array is for {width}x{height}"
                 )
-            requests.append(Request(picture, placement))
+            requests.append(InferenceRequest(picture, placement))
         if not self._fits(requests):
             raise InputError(
                 "the images do not fit into the upload buffer", "make GpuOps with a larger max_pixels"
@@ -184,14 +184,14 @@ class GpuOps:
         )
         # The descriptors alone: decode looks at no pixel.
         nothing = np.zeros((0, 0, 3), np.uint8)
-        requests = [Request(nothing, placement, threshold, top_k) for placement in placements]
+        requests = [InferenceRequest(nothing, placement, threshold, top_k) for placement in placements]
         with self._turn, self._device.current:
             self._begin(stream, list(arrays.values()))
             buffers.upload(batch, requests)
             self._kernels.decode(buffers.stream, plan, params)
             buffers.stream.copy_to_host(buffers.pinned_output.address, buffers.output.address, layout.nbytes)
             buffers.stream.synchronize()
-            return [detections_of(buffers.rows(layout), row, spec) for row in range(batch)]
+            return [rows_to_detections(buffers.rows(layout), row, spec) for row in range(batch)]
 
     def _check_input(self, target: DeviceArray, count: int) -> tuple[int, int, int]:
         shape = target.shape
@@ -205,7 +205,7 @@ class GpuOps:
             )
         return shape[0], shape[2], shape[3]
 
-    def _fits(self, requests: Sequence[Request]) -> bool:
+    def _fits(self, requests: Sequence[InferenceRequest]) -> bool:
         """Whether the images that come from the host can be uploaded together."""
         images = [request.image for request in requests if not isinstance(request.image, DeviceImage)]
         taken = sum(aligned(image.nbytes) for image in images)

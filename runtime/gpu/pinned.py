@@ -9,14 +9,14 @@ import numpy as np
 
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.cuda.device import Device
-from centernet_trt.runtime.cuda.resources import LockedMemory
+from centernet_trt.runtime.cuda.resources import RegisteredMemory
 from centernet_trt.runtime.images import BgrImage
 
 # Copying fewer bytes costs no more than asking the driver about their memory does.
 _WORTH_ASKING = 1 << 16
 
 
-class LockedImages:
+class PinnedImages:
     """The page-locked images of one device. Safe to use from many threads."""
 
     def __init__(self, device: Device) -> None:
@@ -24,7 +24,7 @@ class LockedImages:
         self._device = device
         self._lock = threading.Lock()
         # By the identity of the array that all views of an image end in, which is alive as long as one of them is.
-        self._made: dict[int, tuple[weakref.ref[np.ndarray], LockedMemory]] = {}
+        self._made: dict[int, tuple[weakref.ref[np.ndarray], RegisteredMemory]] = {}
 
     def make(self, height: int, width: int) -> BgrImage:
         """A new (height, width, 3) uint8 image of any content. Its memory is given back some time after the last view is gone.
@@ -36,7 +36,7 @@ class LockedImages:
         if height < 1 or width < 1:
             raise InputError(f"an image of {width}x{height} pixels was asked for, at least 1x1 was expected")
         self._free_unused()
-        memory = LockedMemory(self._device, 3 * height * width)
+        memory = RegisteredMemory(self._device, 3 * height * width)
         root = memory.view()
         with self._lock:
             self._made[id(root)] = (weakref.ref(root), memory)
@@ -50,7 +50,7 @@ class LockedImages:
         for memory in memories:
             memory.close()
 
-    def address_of(self, image: BgrImage) -> int | None:
+    def pinned_address(self, image: BgrImage) -> int | None:
         """Where a C-contiguous image lies if that is page-locked memory, else None; the device's context is current.
 
         Raises:
@@ -63,7 +63,7 @@ class LockedImages:
             return None
         address = _address(image)
         ends = (address, address + image.nbytes - 1)
-        return address if all(map(self._device.graphs.is_locked_host_memory, ends)) else None
+        return address if all(map(self._device.graphs.is_pinned, ends)) else None
 
     @property
     def nbytes(self) -> int:

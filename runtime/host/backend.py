@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import InputError
-from centernet_trt.runtime.backend import Batch, Heads, MemoryUse, Picture
+from centernet_trt.runtime.backend import Batch, Heads, LoadedImage, MemoryUse
 from centernet_trt.runtime.cuda.interop import DeviceImage
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.host.decode import check_heads, decode_image
@@ -29,7 +29,7 @@ class HostBackend:
         self.max_batch = max_batch or max(profile.batch.max for profile in manifest.profiles)
         self.memory = MemoryUse()
 
-    def check_image(self, image: Picture) -> None:
+    def check_image(self, image: LoadedImage) -> None:
         """Raise InputError for an image in GPU memory."""
         if isinstance(image, DeviceImage):
             raise InputError(

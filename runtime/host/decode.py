@@ -29,7 +29,7 @@ class Peaks:
     value: npt.NDArray[np.float32]
 
 
-def score_of(stored: FloatArray, activation: Activation) -> npt.NDArray[np.float32]:
+def to_score(stored: FloatArray, activation: Activation) -> npt.NDArray[np.float32]:
     """Scores of stored heatmap values, float32; a logit's sigmoid is computed in float64 and rounded once."""
     if activation == "probability":
         return stored.astype(np.float32)
@@ -53,7 +53,7 @@ def stored_threshold(threshold: float, activation: Activation) -> float:
     low, high = _ordinal(np.float32(-np.inf)), _ordinal(np.float32(np.inf))
     while low < high:  # bisection over the float32 values in their order: at most 32 steps
         middle = (low + high) // 2
-        if score_of(np.array([_from_ordinal(middle)]), "logits")[0] >= wanted:
+        if to_score(np.array([_from_ordinal(middle)]), "logits")[0] >= wanted:
             high = middle
         else:
             low = middle + 1
@@ -252,7 +252,7 @@ def decode_image(
         xyxy = np.clip(xyxy, 0, np.array(limit, dtype=np.float32))
     found = Detections(
         xyxy,
-        score_of(peaks.value, activation),
+        to_score(peaks.value, activation),
         label.astype(np.int32),
         extra,
         spec.class_names,

@@ -4,10 +4,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 from centernet_trt.errors import CenterNetError, InputError
-from centernet_trt.runtime.backend import Request
+from centernet_trt.runtime.backend import InferenceRequest
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.images import BgrImage, ImageSource
-from centernet_trt.runtime.inputs import Placed, Wish, host_image
+from centernet_trt.runtime.inputs import DetectOptions, Placed, host_image
 from centernet_trt.runtime.serving.batcher import DynamicBatcher
 from centernet_trt.runtime.serving.types import Batching, RequestFuture, RequestStatistics
 
@@ -16,8 +16,8 @@ from centernet_trt.runtime.serving.types import Batching, RequestFuture, Request
 class _Job:
     """A placed image, or one on the host that is to be augmented."""
 
-    image: Request | BgrImage
-    wish: Wish
+    image: InferenceRequest | BgrImage
+    options: DetectOptions
 
 
 class Submissions:
@@ -29,8 +29,8 @@ class Submissions:
     def __init__(
         self,
         place: Callable[[ImageSource], Placed],
-        run: Callable[[list[Request]], list[Detections]],
-        augment: Callable[[BgrImage, Wish], Detections],
+        run: Callable[[list[InferenceRequest]], list[Detections]],
+        augment: Callable[[BgrImage, DetectOptions], Detections],
         max_batch: int,
         settings: Batching | None = None,
         workers: int = 1,
@@ -40,7 +40,7 @@ class Submissions:
         Args:
             place: reads an image and lays it into the network input.
             run: detections of images that share a network size; called from several threads.
-            augment: detections of one image with the wish's augmentation; likewise.
+            augment: detections of one image with the options' augmentation; likewise.
             max_batch: most images in a batch.
             settings: None for the defaults.
             workers: threads, where the settings do not say.
@@ -52,25 +52,25 @@ class Submissions:
         )
 
     def submit(
-        self, image: ImageSource, wish: Wish, timeout: float | None = None
+        self, image: ImageSource, options: DetectOptions, timeout: float | None = None
     ) -> RequestFuture[Detections]:
         """Queue an image; see `Detector.submit`."""
         self._batcher.check_open()
         try:
-            job, group = self._job(image, wish)
+            job, group = self._job(image, options)
         except InputError as error:
             failed: RequestFuture[Detections] = RequestFuture()
             failed.set_exception(error)
             return failed
         return self._batcher.submit(job, group, timeout)
 
-    def _job(self, image: ImageSource, wish: Wish) -> tuple[_Job, Hashable]:
+    def _job(self, image: ImageSource, options: DetectOptions) -> tuple[_Job, Hashable]:
         """The job, and the group that it may share a batch with."""
-        if wish.tta is not None:
-            return _Job(host_image(image), wish), object()
+        if options.tta is not None:
+            return _Job(host_image(image), options), object()
         picture, placement = self._place(image)
-        request = Request(picture, placement, wish.threshold, wish.top_k)
-        return _Job(request, wish), (placement.height, placement.width)
+        request = InferenceRequest(picture, placement, options.threshold, options.top_k)
+        return _Job(request, options), (placement.height, placement.width)
 
     def close(self, drain: bool = True) -> None:
         """End the threads; see `DynamicBatcher.close`."""
@@ -82,15 +82,15 @@ class Submissions:
         return self._batcher.statistics
 
     def _run_batch(self, jobs: list[_Job]) -> list[Detections | Exception]:
-        requests = [job.image for job in jobs if isinstance(job.image, Request)]
+        requests = [job.image for job in jobs if isinstance(job.image, InferenceRequest)]
         if not requests:
             return [self._augmented(job) for job in jobs]
         found = self._run(requests)
-        return [job.wish.chosen(detections) for detections, job in zip(found, jobs, strict=True)]
+        return [job.options.chosen(detections) for detections, job in zip(found, jobs, strict=True)]
 
     def _augmented(self, job: _Job) -> Detections | Exception:
-        assert not isinstance(job.image, Request)
+        assert not isinstance(job.image, InferenceRequest)
         try:
-            return self._augment(job.image, job.wish)
+            return self._augment(job.image, job.options)
         except CenterNetError as error:  # of this image: a scale that the bundle was not built for, say
             return error

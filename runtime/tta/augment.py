@@ -125,7 +125,7 @@ _NAMED = {
 Augmentation = Literal["flip", "multiscale", "flip+multiscale"] | TestTimeAugmentation
 
 
-def augmentation_of(tta: Augmentation) -> TestTimeAugmentation:
+def parse_augmentation(tta: Augmentation) -> TestTimeAugmentation:
     """The settings that a name stands for, or the settings themselves.
 
     Raises:

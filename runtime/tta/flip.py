@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import InputError
-from centernet_trt.runtime.host.decode import FloatArray, score_of
+from centernet_trt.runtime.host.decode import FloatArray, to_score
 from centernet_trt.runtime.spec import BoxHead, ModelSpec, PointsExtra
 
 Heads = dict[str, npt.NDArray[np.float32]]
@@ -55,7 +55,7 @@ def as_probabilities(heads: Mapping[str, FloatArray], spec: ModelSpec) -> Heads:
     """The heads of a spec in float32, the heatmap as scores 0..1."""
     found = {name: heads[name].astype(np.float32, copy=False) for name in spec.heads.tensors}
     heatmap = spec.heads.heatmap
-    found[heatmap.tensor] = score_of(heads[heatmap.tensor], heatmap.activation)
+    found[heatmap.tensor] = to_score(heads[heatmap.tensor], heatmap.activation)
     return found
 
 

@@ -18,7 +18,7 @@ from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.errors import BackendError
 from centernet_trt.runtime import Detections, Detector
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.manifest import ShapeRange
 from centernet_trt.runtime.trt.flavours import is_installed
 
@@ -77,7 +77,7 @@ def test_equals_the_host(bundle: EngineBundle, detector: Detector) -> None:
 
 def test_shapes_are_recorded_as_graphs(detector: Detector) -> None:
     backend = detector._backend
-    assert isinstance(backend, Pipeline)
+    assert isinstance(backend, GpuBackend)
     detector.warmup([(96, 64)])
     captured = {made for lane in backend._lanes for made in lane.programs.values()}
     assert captured == {backend.options.cuda_graph}
@@ -106,7 +106,7 @@ def test_many_threads(detector: Detector) -> None:
 
 def test_no_growth(detector: Detector) -> None:
     backend = detector._backend
-    assert isinstance(backend, Pipeline)
+    assert isinstance(backend, GpuBackend)
     image = scene()
     detector.detect(image)
     free = backend.device.free_memory()
@@ -117,7 +117,7 @@ def test_no_growth(detector: Detector) -> None:
 
 def test_images_in_gpu_memory(detector: Detector) -> None:
     backend = detector._backend
-    assert isinstance(backend, Pipeline)
+    assert isinstance(backend, GpuBackend)
     image, device = scene(), backend.device
     with (
         device.allocate(image.nbytes) as memory,

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.cache import cache_dir
-from centernet_trt.kernels.compile import PROGRAMS, architecture_of, compile_module
+from centernet_trt.kernels.compile import PROGRAMS, compile_module, sm_name
 from centernet_trt.kernels.launch import LaunchShape
 
 
@@ -46,7 +46,7 @@ class DriverMachine:
         checked(driver.cuCtxPushCurrent(self.context))
         self.stream = checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
         self.multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
-        self.architecture = architecture_of(
+        self.architecture = sm_name(
             self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
         )
         self._modules, self._functions = [], {}

@@ -11,11 +11,11 @@ import pytest
 from centernet_trt.errors import CenterNetError, CudaError
 from centernet_trt.kernels.compile import find_toolchain
 from centernet_trt.runtime import Detections
-from centernet_trt.runtime.backend import GpuOptions, Request
+from centernet_trt.runtime.backend import GpuOptions, InferenceRequest
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import DriverError
 from centernet_trt.runtime.geometry import place
-from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.images import BgrImage
 from helpers import fake_tensorrt
 from helpers.fake_tensorrt import Faults
@@ -43,15 +43,17 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
         yield found
 
 
-def requests(bundle: EngineBundle, images: list[BgrImage]) -> list[Request]:
+def requests(bundle: EngineBundle, images: list[BgrImage]) -> list[InferenceRequest]:
     height, width = images[0].shape[:2]
-    return [Request(image, place(bundle.manifest.spec.input, width, height), 0.3) for image in images]
+    return [
+        InferenceRequest(image, place(bundle.manifest.spec.input, width, height), 0.3) for image in images
+    ]
 
 
 def journey(bundle: EngineBundle, faulty: FaultyBindings) -> list[Detections]:
     """Load, run two shapes (new, recorded, replayed, forgotten), one image pinned, close: all that a pipeline does."""
     with planted(faulty):
-        pipeline = Pipeline.load(bundle, OPTIONS)
+        pipeline = GpuBackend.load(bundle, OPTIONS)
         faulty.armed = True
         try:
             small, large = requests(bundle, pictures(2, 20, 20)), requests(bundle, pictures(1, 60, 60))
@@ -128,13 +130,13 @@ def test_after_an_error_the_pipeline_goes_on(bundle: EngineBundle, faults: Fault
     """Out of memory in the middle of things costs that call, not the pipeline."""
     small = requests(bundle, pictures(2, 20, 20))
     with planted(healthy := FaultyBindings(0, 2)):
-        pipeline = Pipeline.load(bundle, OPTIONS)
+        pipeline = GpuBackend.load(bundle, OPTIONS)
         wanted = pipeline.run([small])[0]
         pipeline.close()
     del healthy
     faulty = FaultyBindings(10**9, 2)
     with planted(faulty):
-        pipeline = Pipeline.load(bundle, OPTIONS)
+        pipeline = GpuBackend.load(bundle, OPTIONS)
     failures = 0
     for ahead in range(1, 60):
         faulty.fails_at, faulty.failed = faulty.calls + ahead, None
@@ -153,7 +155,7 @@ def test_a_lost_context_is_told_by_every_later_call(bundle: EngineBundle, faults
     small = requests(bundle, pictures(2, 20, 20))
     faulty = FaultyBindings(10**9, 719)
     with planted(faulty):
-        pipeline = Pipeline.load(bundle, OPTIONS)
+        pipeline = GpuBackend.load(bundle, OPTIONS)
     pipeline.run([small])
     faulty.fails_at = faulty.calls + 3
     with pytest.raises(DriverError, match="CUDA_ERROR_LAUNCH_FAILED"):
@@ -179,7 +181,7 @@ def test_a_kernel_error_that_shows_only_at_the_wait(bundle: EngineBundle, faults
 
     faulty = AtWait(10**9, 999, after_load=True)
     with planted(faulty):
-        pipeline = Pipeline.load(bundle, OPTIONS)
+        pipeline = GpuBackend.load(bundle, OPTIONS)
     wanted = pipeline.run([small])[0]
     faulty.armed = True
     with pytest.raises(DriverError, match="cuEventSynchronize failed: CUDA_ERROR_UNKNOWN"):

@@ -24,7 +24,7 @@ from centernet_trt.evaluation.bench.host_stages import Picture, load_pictures
 from centernet_trt.evaluation.bench.html import html_report, whole_figure
 from centernet_trt.evaluation.bench.report import BenchReport
 from centernet_trt.evaluation.bench.roofline import copy_on_device, measure_floor
-from centernet_trt.evaluation.bench.tables import tables_of
+from centernet_trt.evaluation.bench.tables import report_tables
 from centernet_trt.evaluation.bench.timing import WHOLE, TimingRules
 from centernet_trt.runtime import Detector
 from centernet_trt.runtime.backend import GpuOptions
@@ -246,7 +246,7 @@ def test_the_report(tmp_path: Path, report: BenchReport) -> None:
     # Nothing of it can be taken for a GPU's.
     assert all("STAND-IN DRIVER, no GPU" in entry.executor for entry in report.entries)
     assert "device: STAND-IN DRIVER, no GPU: these times mean nothing" in report.warnings()
-    tables = [table.markdown() for table in tables_of(report)]
+    tables = [table.markdown() for table in report_tables(report)]
     assert any("| network (events) |" in table for table in tables)
     assert any("| bundle: processor time of a call |" in table for table in tables)
     assert "STAND-IN" in html_report(report)

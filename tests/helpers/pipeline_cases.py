@@ -17,7 +17,7 @@ from centernet_trt.runtime import BatchError, Detector
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.gpu import lane as ranges
-from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.gpu.buffers import StreamBuffers
 from helpers import fake_tensorrt
 from helpers.fake_tensorrt import Faults
@@ -175,7 +175,7 @@ def test_memory_is_told_and_does_not_grow(bundle: EngineBundle, faults: Faults) 
     with load(bundle, streams=2) as detector:
         told, before = detector.memory, counts().allocations
         backend = detector._backend
-        assert isinstance(backend, Pipeline)
+        assert isinstance(backend, GpuBackend)
         free = backend.device.free_memory()
         weights = told.device["weights"]
         assert told.device_total - weights == (1 << 32) - free
@@ -330,7 +330,7 @@ def test_the_bundle_may_be_removed_while_it_is_in_use(bundle: EngineBundle, faul
 def test_use_after_close(bundle: EngineBundle, faults: Faults) -> None:
     detector = load(bundle)
     backend = detector._backend
-    assert isinstance(backend, Pipeline)
+    assert isinstance(backend, GpuBackend)
     detector.detect(pictures(1, 60, 60)[0])
     detector.close()
     detector.close()

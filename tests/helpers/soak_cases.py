@@ -7,7 +7,7 @@ import pytest
 
 from centernet_trt.runtime import Detector
 from centernet_trt.runtime.cuda.binding import BindingName
-from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.backend import GpuBackend
 from helpers.standin_world import BINDINGS, counts, pictures, same, tiny, world
 
 CALLS = 20_000
@@ -31,7 +31,7 @@ def test_soak(tmp_path: Path, binding: BindingName) -> None:
             tiny(tmp_path), backend="tensorrt", max_pixels=10000, binding=binding, max_graphs=3
         ) as detector:
             backend = detector._backend
-            assert isinstance(backend, Pipeline)
+            assert isinstance(backend, GpuBackend)
             memory = []
             pinned = detector.pinned_image(20, 20)
             pinned[...] = batches[0][0]

@@ -15,7 +15,7 @@ import pytest
 
 from centernet_trt.runtime import Detections, Detector
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.gpu.backend import Pipeline
+from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.images import BgrImage
 from helpers import fake_tensorrt
 from helpers.fake_bundle import VERSIONS, write_bundle
@@ -136,10 +136,10 @@ def on_host(bundle: EngineBundle) -> Detector:
     return Detector.load(bundle, backend="onnxruntime", threads=1)
 
 
-def pipeline_of(detector: Detector) -> Pipeline:
+def pipeline_of(detector: Detector) -> GpuBackend:
     """The pipeline behind a detector."""
     backend = detector._backend
-    assert isinstance(backend, Pipeline)
+    assert isinstance(backend, GpuBackend)
     return backend
 
 

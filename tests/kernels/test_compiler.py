@@ -15,13 +15,13 @@ from centernet_trt.kernels.compile import (
     DeviceCode,
     Nvcc,
     Nvrtc,
-    architecture_of,
     check_architecture,
     check_driver,
     compile_module,
     find_headers,
     find_toolchain,
     parse_resources,
+    sm_name,
     sources,
 )
 
@@ -173,7 +173,7 @@ def test_headers_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_compatibility() -> None:
-    assert architecture_of(12, 0) == "sm_120"
+    assert sm_name(12, 0) == "sm_120"
     check_architecture("sm_90a", 13)
     check_driver(13000, 13)
     check_driver(13020, 12)

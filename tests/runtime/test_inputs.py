@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from centernet_trt.errors import InputError
 from centernet_trt.kernels.structs import Image
 from centernet_trt.runtime import inputs as intake
-from centernet_trt.runtime.backend import Request
+from centernet_trt.runtime.backend import InferenceRequest
 from centernet_trt.runtime.geometry import place
 from centernet_trt.runtime.gpu import buffers as image_table
-from centernet_trt.runtime.gpu.buffers import ImageTable, descriptor_bytes
+from centernet_trt.runtime.gpu.buffers import ImageDescriptors, descriptor_bytes
 from centernet_trt.runtime.gpu.kernels import absent_image, image_descriptor
 from centernet_trt.runtime.images import as_bgr
-from centernet_trt.runtime.inputs import Intake, host_image
+from centernet_trt.runtime.inputs import InputPreparer, host_image
 from centernet_trt.runtime.manifest import Manifest
 
 
@@ -47,7 +47,7 @@ def test_every_array_is_what_as_bgr_makes_of_it(
     random = np.random.default_rng(height * 41 + width)
     shape = (height, width) if channels is None else (height, width, channels)
     source = np.asarray(random.integers(0, 256, shape), dtype=dtype, order=order)[::step, ::step]
-    image, placement = Intake(manifest).prepare(source, accepts)
+    image, placement = InputPreparer(manifest).prepare(source, accepts)
     assert isinstance(image, np.ndarray)
     expected = as_bgr(source)
     np.testing.assert_array_equal(image, expected)
@@ -60,14 +60,14 @@ def test_every_array_is_what_as_bgr_makes_of_it(
 )
 def test_wrong_arrays_are_still_refused(manifest: Manifest, wrong: Any) -> None:
     with pytest.raises(InputError):
-        Intake(manifest).prepare(wrong, accepts)
+        InputPreparer(manifest).prepare(wrong, accepts)
 
 
 def test_the_backend_is_asked_and_sizes_are_remembered(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "_REMEMBERED", 3)
-    known = Intake(manifest)
+    known = InputPreparer(manifest)
     placed: list[tuple[int, int]] = []
 
     def counted(spec: Any, width: int, height: int) -> Any:
@@ -117,7 +117,7 @@ ROW = st.tuples(
 def test_remembered_descriptors_are_the_right_ones(batches: list[list[Any]], remembered: int) -> None:
     spec = tiny_spec()
     memory = (ctypes.c_uint8 * (descriptor_bytes(5) + 256))()
-    table = ImageTable(ctypes.addressof(memory), spec)
+    table = ImageDescriptors(ctypes.addressof(memory), spec)
     sizes = [(30, 20), (31, 20), (30, 20), (8, 9), (60, 60)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_table, "_REMEMBERED", remembered)
@@ -130,7 +130,7 @@ def test_remembered_descriptors_are_the_right_ones(batches: list[list[Any]], rem
             for row, (number, threshold, top_k, pixels, (pitch, channels)) in enumerate(rows):
                 # A placement made anew may lie where a forgotten one lay.
                 placement = kept[number] if number % 2 else place(spec.input, *sizes[number])
-                request = Request(np.zeros((1, 1, 3), np.uint8), placement, threshold, top_k)
+                request = InferenceRequest(np.zeros((1, 1, 3), np.uint8), placement, threshold, top_k)
                 table.put(descriptors, row, request, pixels, pitch, channels)
                 asked = (placement, spec, threshold, top_k, pixels, pitch, channels)
                 expected.append(bytes(image_descriptor(*asked)))

@@ -16,11 +16,11 @@ from centernet_trt.builder.calibration.fp16_ranges import (
     SAMPLE,
     TensorRange,
     affordable,
-    faint,
     measure_ranges,
     nodes_beyond_fp16,
+    underflow_notes,
 )
-from centernet_trt.builder.calibration.images import images_of
+from centernet_trt.builder.calibration.images import find_images
 from centernet_trt.builder.calibration.statistics import Simulation
 from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.calib_data import FOLDER
@@ -92,7 +92,7 @@ def test_no_number_goes_unseen(bad: float, place: int) -> None:
 def test_every_tensor_is_measured_over_all_images() -> None:
     model = tiny_model()
     refresh_shapes(model)
-    images = images_of(FOLDER)
+    images = find_images(FOLDER)
     steps: list[tuple[int, int]] = []
     ranges = measure_ranges(model, tuple(images), tiny_spec().input, lambda *step: steps.append(step))
     assert set(ranges) == {"hm", "wh", "reg"}
@@ -126,13 +126,13 @@ def test_a_network_that_is_nan_already_is_named(tmp_path: Path) -> None:
     refresh_shapes(model)
     spec = spec_from_mapping(tiny_spec().model_dump())
     with pytest.raises(ModelError, match=r"'wh' is NaN or infinite on astronaut\.jpg"):
-        measure_ranges(model, tuple(images_of(FOLDER)), spec.input)
+        measure_ranges(model, tuple(find_images(FOLDER)), spec.input)
 
 
 def test_images_within_the_work() -> None:
     """The tiny network: 6 channels of 3x4x4 weights on 128x128 cells."""
     each = 6 * 48 * 128 * 128
-    images = images_of(FOLDER).images
+    images = find_images(FOLDER).images
     assert affordable(tiny_model(), images, None) == images
     assert affordable(tiny_model(), images, 1e12) == images
     assert affordable(tiny_model(), images, 3.5 * each) == images[:3]
@@ -144,7 +144,7 @@ def test_images_within_the_work() -> None:
 
 def test_values_that_fade_are_noted() -> None:
     ranges = {"a": TensorRange(1.0, 60, 100), "b": TensorRange(1.0, 90, 100), "c": TensorRange(1.0, 50, 100)}
-    (note,) = faint(ranges)
+    (note,) = underflow_notes(ranges)
     assert "in 2 of 3 tensors" in note
     assert note.endswith("in b, 90%")
-    assert faint({"c": ranges["c"], "none": TensorRange()}) == []
+    assert underflow_notes({"c": ranges["c"], "none": TensorRange()}) == []

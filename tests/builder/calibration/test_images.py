@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.tiny_centernet import tiny_spec
 
-from centernet_trt.builder.calibration.images import images_from, images_of
+from centernet_trt.builder.calibration.images import find_images, images_from
 from centernet_trt.builder.calibration.statistics import batches
 from centernet_trt.errors import CalibrationError
 
@@ -27,7 +27,7 @@ def write(folder: Path, count: int = 5, seed: int = 0) -> list[Path]:
 def test_a_folder_gives_its_images_by_name(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "notes.txt").write_text("not an image")
-    images = images_of(tmp_path)
+    images = find_images(tmp_path)
     assert [image.name for image in images] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
     assert len({image.sha256 for image in images}) == 5
     assert images.images[2].read().shape == (42, 50, 3)
@@ -38,12 +38,12 @@ def test_a_coco_file_gives_those_that_it_lists(tmp_path: Path) -> None:
     write(tmp_path / "images", 6)
     file = tmp_path / "instances.json"
     file.write_text(json.dumps({"images": [{"file_name": f"{row}.png"} for row in range(1, 6)]}))
-    images = images_of(file)
+    images = find_images(file)
     assert [image.name for image in images] == [f"{row}.png" for row in range(1, 6)]
     assert images.annotations == file
     (tmp_path / "images" / "3.png").unlink()
     with pytest.raises(CalibrationError, match=r"1 of the 5 images .* 3\.png"):
-        images_of(file)
+        find_images(file)
 
 
 def test_an_iterator_is_gone_through_once_and_read_twice() -> None:
@@ -67,7 +67,7 @@ def test_too_few_images_are_refused(tmp_path: Path, make: object, message: str) 
     folder = tmp_path / "set"
     make(folder)  # type: ignore[operator]
     with pytest.raises(CalibrationError, match=message):
-        images_of(folder)
+        find_images(folder)
 
 
 def test_every_unreadable_image_is_named(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_every_unreadable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"nothing")
     (tmp_path / "4.png").write_bytes(b"")
     with pytest.raises(CalibrationError, match=r"2 of the 6") as caught:
-        images_of(tmp_path)
+        find_images(tmp_path)
     assert "1.png" in caught.value.message
     assert "4.png" in caught.value.message
 
@@ -85,10 +85,10 @@ def test_equal_images_are_refused_and_repeats_noted(tmp_path: Path) -> None:
     for row in range(1, 5):
         (tmp_path / "a" / f"{row}.png").write_bytes(first.read_bytes())
     with pytest.raises(CalibrationError, match="all the same picture"):
-        images_of(tmp_path / "a")
+        find_images(tmp_path / "a")
     paths = write(tmp_path / "b", 5)
     (tmp_path / "b" / "again.png").write_bytes(paths[0].read_bytes())
-    assert "1 of the 6 calibration images are repeats" in images_of(tmp_path / "b").notes
+    assert "1 of the 6 calibration images are repeats" in find_images(tmp_path / "b").notes
 
 
 def test_an_iterable_is_judged_as_a_folder_is() -> None:
@@ -106,7 +106,7 @@ def test_a_broken_coco_file_is_refused(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"images": [{"id": 1}]}'):
         file.write_text(text)
         with pytest.raises(CalibrationError, match="not a COCO file"):
-            images_of(file)
+            find_images(file)
 
 
 def test_batches_hold_images_of_one_network_size(tmp_path: Path) -> None:

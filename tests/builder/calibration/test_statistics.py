@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_the_number_of_images(shared: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from centernet_trt.builder.calibration.images import images_of
+from centernet_trt.builder.calibration.images import find_images
 from centernet_trt.builder.prepare import Silence
 from centernet_trt.builder.quantise.int8 import Int8Options, calibrate
 from centernet_trt.builder.passes.fold import fold_batch_norm, fold_constants, constants_to_initializers
@@ -163,7 +163,7 @@ spec = read_spec("ttf-ltrb")
 model = keep_heads(load_model(assets / "mb3_centernet_coco/mb3_centernet.onnx"), spec.heads.tensors)
 model = fold_batch_norm(fold_constants(constants_to_initializers(model)))
 refresh_shapes(model)
-images = images_of(assets / "coco128_train2017/images").subset(range(count))
+images = find_images(assets / "coco128_train2017/images").subset(range(count))
 calibrate(model, spec.input, images, Int8Options(calibration=images), Silence())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -68,7 +68,7 @@ def test_a_small_model_stays_in_memory(tmp_path: Path) -> None:
     with weights_outside():
         loaded = load_model(save(small_centernet(), tmp_path / "m.onnx"))
     assert not in_files(loaded)
-    assert weights.folder_of(loaded) is None
+    assert weights.data_folder(loaded) is None
     assert weights.inlined(loaded) is loaded
 
 
@@ -153,7 +153,7 @@ def test_files_are_gone_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(weights, "_SMALLEST", 32)
     with weights_outside():
         loaded = load_model(save(small_centernet(), tmp_path / "m.onnx"))
-        folder = weights.folder_of(loaded)
+        folder = weights.data_folder(loaded)
         with weights_outside():  # an inner one changes nothing
             again = load_model(tmp_path / "m.onnx")
         same_constants(again, loaded)

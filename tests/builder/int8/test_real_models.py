@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.calibration.images import CalibrationImages, images_of
+from centernet_trt.builder.calibration.images import CalibrationImages, find_images
 from centernet_trt.builder.graph.compare import run_model
 from centernet_trt.builder.graph.io import keep_heads, set_input_size
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.graph.shapes import refresh_shapes
-from centernet_trt.builder.int8.detection_loss import Judge
+from centernet_trt.builder.int8.detection_loss import LossEvaluator
 from centernet_trt.builder.int8.equalise import replay
 from centernet_trt.builder.int8.layers import Rules
 from centernet_trt.builder.int8.quantise import Int8Options, make_int8
@@ -60,9 +60,9 @@ def test_equalisation_is_exact_and_worth_it(shared: Path, few: Path) -> None:
     model = keep_heads(set_input_size(model, "images", 512, 512), spec.heads.tensors)
     model = fold_batch_norm(fold_constants(model))
     refresh_shapes(model)
-    images: CalibrationImages = images_of(few)
+    images: CalibrationImages = find_images(few)
     options = Int8Options(calibration=images, method="percentile", everything=True)
-    judge = Judge(model, spec, images.images)
+    judge = LossEvaluator(model, spec, images.images)
     f1 = {}
     for equal in (True, False):
         rules = Rules(equalise=equal, correct_bias=equal)

@@ -14,10 +14,10 @@ from onnx import ModelProto
 from typer.testing import CliRunner
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.calibration.images import CalibrationImage, CalibrationImages, images_of
+from centernet_trt.builder.calibration.images import CalibrationImage, CalibrationImages, find_images
 from centernet_trt.builder.calibration.record import format_cache, read_cache, read_record
 from centernet_trt.builder.calibration.thresholds import METHODS
-from centernet_trt.builder.int8.detection_loss import Damage, Judge, weighted_loss
+from centernet_trt.builder.int8.detection_loss import DetectionLoss, LossEvaluator, weighted_loss
 from centernet_trt.builder.int8.layers import Rules, layers_in_int8, share_in_int8, survey
 from centernet_trt.builder.int8.quantise import Int8Options, make_int8
 from centernet_trt.builder.int8.report import layer_rows, report
@@ -51,7 +51,7 @@ NOBODY = agreement(
 )
 
 
-class KnownJudge(Judge):
+class KnownJudge(LossEvaluator):
     """Damages add up as COSTS says; counts how often it is asked."""
 
     def __init__(self, f1: float = 1.0) -> None:
@@ -59,12 +59,12 @@ class KnownJudge(Judge):
         self.f1 = f1
         self.units = survey(network(), 64, 64).units
 
-    def damage(self, model: ModelProto, progress: object = None) -> Damage:
+    def damage(self, model: ModelProto, progress: object = None) -> DetectionLoss:
         self.asked += 1
         names = layers_in_int8(model)
         tensors = [u.tensor for u in self.units if any(layer.name in names for layer in u.layers)]
         drop = sum(COSTS[tensor] for tensor in tensors)
-        return Damage(drop**0.5, drop, replace(NOBODY, f1=1.0, f1_low=self.f1))
+        return DetectionLoss(drop**0.5, drop, replace(NOBODY, f1=1.0, f1_low=self.f1))
 
 
 def known(budget: Budget, f1: float = 1.0) -> tuple[object, KnownJudge]:
@@ -108,13 +108,13 @@ def test_a_budget_that_cannot_be_met_says_by_how_much() -> None:
 
 def test_losses_are_predicted_as_independent_noise() -> None:
     unit = survey(network(), 64, 64).units[0]
-    probes = [Probe(unit, "max", Damage(loss, 0.0, NOBODY), {}) for loss in (0.03, 0.04)]
+    probes = [Probe(unit, "max", DetectionLoss(loss, 0.0, NOBODY), {}) for loss in (0.03, 0.04)]
     assert predicted_loss(probes) == pytest.approx(0.05)
 
 
 def test_another_method_is_tried_where_the_first_costs_much() -> None:
     model, images = network(), pictures()
-    judge = Judge(model, SPEC, images.images)
+    judge = LossEvaluator(model, SPEC, images.images)
     unit = next(u for u in survey(model, 64, 64).units if u.tensor == "r6")
     thresholds = {"r6": {"entropy": 1e-3, "percentile": 1e-3, "max": 4.0}}
     (probe,) = probe_units(model, [unit], thresholds, judge, ["entropy", "percentile", "max"], Rules(), {})
@@ -128,9 +128,9 @@ def test_another_method_is_taken_where_it_costs_less_than_half(other: float, tak
     class Judged(KnownJudge):
         """The first threshold costs 0.1, the other one a part of it."""
 
-        def damage(self, model: ModelProto, progress: object = None) -> Damage:
+        def damage(self, model: ModelProto, progress: object = None) -> DetectionLoss:
             self.asked += 1
-            return Damage(0.1 if self.asked == 1 else 0.1 * other, 0.0, NOBODY)
+            return DetectionLoss(0.1 if self.asked == 1 else 0.1 * other, 0.0, NOBODY)
 
     model = network()
     unit = next(u for u in survey(model, 64, 64).units if u.tensor == "r0")
@@ -147,7 +147,7 @@ class TypedJudge(KnownJudge):
         super().__init__()
         self.extra = extra
 
-    def typed(self, model: ModelProto) -> Damage:
+    def typed(self, model: ModelProto) -> DetectionLoss:
         simulated = self.damage(model)
         return replace(simulated, drop=simulated.drop + self.extra)
 
@@ -177,9 +177,9 @@ def test_the_next_best_graph_is_taken_until_the_typed_one_is_inside(extra: float
 def test_where_typing_costs_too_much_the_build_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare = Judge.faithful_detections
+    compare = LossEvaluator.faithful_detections
     monkeypatch.setattr(
-        Judge, "faithful_detections", lambda *args: [image[:0] for image in compare(*args[:2], None)]
+        LossEvaluator, "faithful_detections", lambda *args: [image[:0] for image in compare(*args[:2], None)]
     )
     with pytest.raises(BudgetError, match="with fp16 around int8 no graph is inside"):
         int8(source, tmp_path / "none")
@@ -192,15 +192,15 @@ def test_a_graph_that_fp16_moves_out_of_the_budget_is_made_narrower(
     budget = Budget(0.05, 0.9)
     plain = int8(source, tmp_path / "plain", budget=budget)
     most = plain.manifest.calibration
-    compare = Judge.faithful_detections
+    compare = LossEvaluator.faithful_detections
     calls: list[int] = []
 
-    def worse(judge: Judge, typed: ModelProto, progress: object = None) -> list[Detections]:
+    def worse(judge: LossEvaluator, typed: ModelProto, progress: object = None) -> list[Detections]:
         calls.append(len(layers_in_int8(typed)))
         found = compare(judge, typed, None)
         return found if len(calls) > 1 else [image[: len(image) * 4 // 5] for image in found]
 
-    monkeypatch.setattr(Judge, "faithful_detections", worse)
+    monkeypatch.setattr(LossEvaluator, "faithful_detections", worse)
     made = int8(source, tmp_path / "narrower", budget=budget).manifest.calibration
     assert most is not None
     assert made is not None
@@ -218,8 +218,8 @@ def test_a_budget_wants_a_surplus_where_few_images_speak() -> None:
     assert few.f1_low < few.f1
     assert 0 < many.f1 - many.f1_low < few.f1 - few.f1_low
     between = (many.f1 + many.f1_low) / 2
-    assert not Budget(1.0, between).allows(Damage(0.0, 0.0, many))
-    assert Budget(1.0, many.f1_low).allows(Damage(0.0, 0.0, many))
+    assert not Budget(1.0, between).allows(DetectionLoss(0.0, 0.0, many))
+    assert Budget(1.0, many.f1_low).allows(DetectionLoss(0.0, 0.0, many))
 
 
 def scene_of(rng: np.random.Generator) -> Detections:
@@ -231,7 +231,7 @@ def scene_of(rng: np.random.Generator) -> Detections:
 
 def test_loss_is_zero_for_the_same_and_two_for_nothing() -> None:
     model, images = network(), pictures()
-    judge = Judge(model, SPEC, images.images)
+    judge = LossEvaluator(model, SPEC, images.images)
     same = judge.damage(model)
     assert (same.loss, same.drop, same.agreement.f1) == (0.0, 0.0, 1.0)
     nothing = [image[:0] for image in judge.reference]
@@ -445,7 +445,7 @@ def test_int8_without_images_is_refused(source: Path, tmp_path: Path) -> None:
 
 def test_annotated_calibration_images_give_a_labelled_drop(source: Path, tmp_path: Path) -> None:
     """Half of what fp32 finds is called the truth."""
-    reference = Judge(network(), SPEC, images_of(source / "images").images).reference
+    reference = LossEvaluator(network(), SPEC, find_images(source / "images").images).reference
     ids = {"images": [{"id": row + 1, "file_name": f"{row}.png"} for row in range(8)]}
     rows = []
     for row, found in enumerate(reference):

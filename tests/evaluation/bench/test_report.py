@@ -10,7 +10,7 @@ from helpers.bench_reports import ENVIRONMENT, made_up_entry, made_up_report
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.bench.compare import compare_entries, compare_reports
 from centernet_trt.evaluation.bench.report import BenchReport, read_report
-from centernet_trt.evaluation.bench.tables import comparison_table, tables_of
+from centernet_trt.evaluation.bench.tables import comparison_table, report_tables
 
 
 def test_a_report_survives_its_file(tmp_path: Path) -> None:
@@ -158,7 +158,9 @@ def test_what_else_differs_is_said() -> None:
 
 def test_tables_carry_the_report_s_own_figures() -> None:
     report = made_up_report([made_up_entry("one", 1)])
-    cells = {cell.key: cell for table in tables_of(report) for row in table.rows for cell in row if cell.key}
+    cells = {
+        cell.key: cell for table in report_tables(report) for row in table.rows for cell in row if cell.key
+    }
     whole = report.entries[0].pipeline.summary()
     assert cells["one/pipeline/whole/p50"].value == whole.p50
     assert cells["one/pipeline/whole/p50"].text == f"{whole.p50 * 1e3:.2f}"
@@ -180,7 +182,9 @@ def test_bundles_of_one_report_are_compared_in_turn() -> None:
     assert len(found) == 2 * 5
     assert {verdict for (name, _), verdict in found.items() if name == "again"} == {"no difference"}
     assert {verdict for (name, _), verdict in found.items() if name == "slow"} == {"slower"}
-    assert tables_of(report)[1].title.startswith("In turn with one (A): all intervals hold at once in 95%")
+    assert report_tables(report)[1].title.startswith(
+        "In turn with one (A): all intervals hold at once in 95%"
+    )
     alone = made_up_report([made_up_entry("one", 1)])
     assert compare_entries(alone).rows == ()
-    assert len(tables_of(alone)) == 3
+    assert len(report_tables(alone)) == 3

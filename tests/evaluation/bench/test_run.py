@@ -12,7 +12,7 @@ from helpers.tiny_centernet import scene, tiny_model
 from centernet_trt.errors import BackendError, InputError, ModelError
 from centernet_trt.evaluation.bench import run as module
 from centernet_trt.evaluation.bench.cold_start import cold_start
-from centernet_trt.evaluation.bench.host_stages import HostPipeline, Picture, batches_of, pick_images
+from centernet_trt.evaluation.bench.host_stages import HostPipeline, Picture, make_batches, pick_images
 from centernet_trt.evaluation.bench.latency import pipelines_in_turn
 from centernet_trt.evaluation.bench.report import BenchReport
 from centernet_trt.evaluation.bench.roofline import MachineRates
@@ -159,7 +159,7 @@ def test_images_are_picked_evenly(tmp_path: Path) -> None:
 def test_batches_are_of_one_input_size(tmp_path: Path, images: list[Path]) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
     pictures = [Picture(path, cv2.imread(str(path))) for path in images]  # type: ignore[arg-type]
-    batches = batches_of(pictures, bundle, 3)
+    batches = make_batches(pictures, bundle, 3)
     assert len(batches) == 3
     assert all(len(batch) == 3 for batch in batches)
     rule = bundle.manifest.spec.input.size

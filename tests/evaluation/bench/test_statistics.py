@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.bench.statistics import Ratio, flat, ratio_of, stability, summarise
+from centernet_trt.evaluation.bench.statistics import Ratio, bootstrap_ratio, flat, stability, summarise
 
 
 def test_percentiles_of_an_exponential_distribution() -> None:
@@ -76,7 +76,9 @@ def leaves_one_out(found: Ratio) -> bool:
 def test_no_difference_is_found_where_there_is_none(make: Callable[..., Windows]) -> None:
     """A 95 % interval may leave 1 out in 5 % of the cases; 200 of them with this seed."""
     rng = np.random.default_rng(7)
-    wrong = sum(leaves_one_out(ratio_of(make(rng), make(rng), resamples=200, seed=row)) for row in range(150))
+    wrong = sum(
+        leaves_one_out(bootstrap_ratio(make(rng), make(rng), resamples=200, seed=row)) for row in range(150)
+    )
     assert wrong <= 15  # 10 %: six windows are few, and the machine's moods are drawn from them
 
 
@@ -84,7 +86,7 @@ def test_intervals_that_ignore_the_windows_would_be_wrong() -> None:
     # The same data as one long window: what the two stages are for.
     rng = np.random.default_rng(7)
     wrong = sum(
-        leaves_one_out(ratio_of([flat(moody(rng))], [flat(moody(rng))], resamples=200, seed=row))
+        leaves_one_out(bootstrap_ratio([flat(moody(rng))], [flat(moody(rng))], resamples=200, seed=row))
         for row in range(60)
     )
     assert wrong > 15
@@ -93,7 +95,7 @@ def test_intervals_that_ignore_the_windows_would_be_wrong() -> None:
 @pytest.mark.parametrize("make", [steady, sluggish])
 def test_a_planted_slowdown_of_ten_percent_is_found(make: Callable[..., Windows]) -> None:
     rng = np.random.default_rng(11)
-    found = [ratio_of(make(rng), make(rng, 1.1), resamples=200, seed=row) for row in range(40)]
+    found = [bootstrap_ratio(make(rng), make(rng, 1.1), resamples=200, seed=row) for row in range(40)]
     assert sum(ratio.verdict == "slower" for ratio in found) >= (38 if make is steady else 25)
     assert sum(ratio.low <= 1.1 <= ratio.high for ratio in found) >= 36
     assert np.median([ratio.ratio for ratio in found]) == pytest.approx(1.1, rel=0.02)
@@ -116,13 +118,13 @@ def test_what_is_within_a_percent_is_no_difference(low: float, high: float, verd
 def test_means_and_directions() -> None:
     rng = np.random.default_rng(3)
     slow, quick = steady(rng, 2.0), steady(rng)
-    assert ratio_of(slow, quick).verdict == "faster"
-    assert ratio_of(quick, slow, "mean").ratio == pytest.approx(2.0, rel=0.05)
-    same = ratio_of(quick, quick)
+    assert bootstrap_ratio(slow, quick).verdict == "faster"
+    assert bootstrap_ratio(quick, slow, "mean").ratio == pytest.approx(2.0, rel=0.05)
+    same = bootstrap_ratio(quick, quick)
     assert (same.ratio, same.verdict) == (1.0, "no difference")
-    assert ratio_of(quick, slow, seed=5) == ratio_of(quick, slow, seed=5)
+    assert bootstrap_ratio(quick, slow, seed=5) == bootstrap_ratio(quick, slow, seed=5)
     with pytest.raises(InputError, match="without samples"):
-        ratio_of([[]], quick)
+        bootstrap_ratio([[]], quick)
 
 
 def test_windows_measured_in_turn_cancel_a_common_drift() -> None:
@@ -135,11 +137,11 @@ def test_windows_measured_in_turn_cancel_a_common_drift() -> None:
             [(factor * mood * rng.lognormal(0, 0.03, 15)).tolist() for mood in moods]
             for factor in (1, 1, 1.1)
         )
-        apart += ratio_of(first, slow, resamples=300, seed=row).differs
-        in_turn += ratio_of(first, slow, in_turn=True, resamples=300, seed=row).differs
-        wrong += ratio_of(first, same, in_turn=True, resamples=300, seed=row).differs
+        apart += bootstrap_ratio(first, slow, resamples=300, seed=row).differs
+        in_turn += bootstrap_ratio(first, slow, in_turn=True, resamples=300, seed=row).differs
+        wrong += bootstrap_ratio(first, same, in_turn=True, resamples=300, seed=row).differs
     assert in_turn >= 25
     assert apart <= 15
     assert wrong <= 3
     with pytest.raises(InputError, match="in turn"):
-        ratio_of([[1.0]] * 3, [[1.0]] * 4, in_turn=True)
+        bootstrap_ratio([[1.0]] * 3, [[1.0]] * 4, in_turn=True)

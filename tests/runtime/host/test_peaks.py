@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from centernet_trt.runtime.host.decode import find_peaks, score_of, stored_threshold
+from centernet_trt.runtime.host.decode import find_peaks, stored_threshold, to_score
 
 
 def brute_force(maps: npt.NDArray[Any], k: int, threshold: float, plateau: str) -> list[tuple[int, float]]:
@@ -102,7 +102,7 @@ def test_distinct_logits_that_share_the_score_one_keep_their_order() -> None:
     heat[0, 0, 0], heat[0, 0, 4] = 40.0, 50.0
     found = find_peaks(heat, 2)
     assert found.index.tolist() == [4, 0]
-    assert score_of(found.value, "logits").tolist() == [1.0, 1.0]
+    assert to_score(found.value, "logits").tolist() == [1.0, 1.0]
 
 
 @given(threshold=st.floats(0, 1, width=32), activation=st.sampled_from(["logits", "probability"]))
@@ -114,11 +114,11 @@ def test_stored_threshold_is_the_smallest_value_with_that_score(threshold: float
     if threshold == 0:
         assert stored == -np.inf
         return
-    assert score_of(np.array([stored]), activation)[0] >= np.float32(threshold)
+    assert to_score(np.array([stored]), activation)[0] >= np.float32(threshold)
     below = np.nextafter(stored, np.float32(-np.inf))
-    assert score_of(np.array([below]), activation)[0] < np.float32(threshold)
+    assert to_score(np.array([below]), activation)[0] < np.float32(threshold)
 
 
 def test_score_of_extreme_logits() -> None:
     extreme = np.array([np.inf, -np.inf, 1e30, -1e30, 0.0, -0.0], dtype=np.float32)
-    assert score_of(extreme, "logits").tolist() == [1.0, 0.0, 1.0, 0.0, 0.5, 0.5]
+    assert to_score(extreme, "logits").tolist() == [1.0, 0.0, 1.0, 0.0, 0.5, 0.5]

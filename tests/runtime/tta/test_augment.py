@@ -21,7 +21,7 @@ from centernet_trt.runtime.host.decode import decode_image
 from centernet_trt.runtime.host.preprocess import preprocess, resample
 from centernet_trt.runtime.manifest import Manifest
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
-from centernet_trt.runtime.tta.augment import OFFICIAL_SCALES, augmentation_of, detect_augmented, soft_nms
+from centernet_trt.runtime.tta.augment import OFFICIAL_SCALES, detect_augmented, parse_augmentation, soft_nms
 from centernet_trt.runtime.tta.flip import average_with_mirror
 from centernet_trt.runtime.tta.scale import scaled_input
 
@@ -197,7 +197,7 @@ def oracle(
 def test_the_order_of_operations(tmp_path: Path, batch: int) -> None:
     image = np.random.default_rng(2).integers(0, 256, (75, 101, 3), dtype=np.uint8)
     manifest, network = manifest_of(tmp_path / "b", batch), AnyNetwork()
-    found = detect_augmented(image, manifest, network, augmentation_of("flip+multiscale"), 0.0)
+    found = detect_augmented(image, manifest, network, parse_augmentation("flip+multiscale"), 0.0)
     assert_same(found, oracle(image, manifest.spec, OFFICIAL_SCALES, 100), 1e-5)
     assert len(found) == 100
     assert (np.diff(found.score) <= 0).all()
