@@ -11,7 +11,7 @@ from typing import Any, Literal
 import onnx
 from onnx import ModelProto, TensorProto
 
-from centernet_trt import __version__
+from centernet_trt._version import __version__
 from centernet_trt.builder.calibration.images import CalibrationImages, find_images
 from centernet_trt.builder.graph import external_data as weights
 from centernet_trt.builder.graph.shapes import PROTOBUF_LIMIT, element_types, serialised_size

@@ -5,7 +5,7 @@ import sys
 import typer
 from typer.main import get_command
 
-from centernet_trt import __version__
+from centernet_trt._version import __version__
 from centernet_trt.cli.bench import bench_command
 from centernet_trt.cli.build import build_command
 from centernet_trt.cli.console import EXIT_ERROR, err, show_error

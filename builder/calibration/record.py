@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnx import ModelProto
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from centernet_trt import __version__
+from centernet_trt._version import __version__
 from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.calibration.statistics import Histogram
 from centernet_trt.builder.calibration.thresholds import (

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -17,6 +16,9 @@ from centernet_trt.runtime.host.decode import check_heads
 from centernet_trt.runtime.host.onnxruntime import round_every_tensor
 from centernet_trt.runtime.manifest import HeadComparison, Precision
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 __all__ = [
     "HeadError",
@@ -118,7 +120,7 @@ def _runner(model: ModelProto, mode: Mode, threads: int) -> Callable[[Feeds], di
     return lambda feeds: _run(session, model, feeds)
 
 
-def _run(session: ort.InferenceSession, model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
+def _run(session: "ort.InferenceSession", model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
     types = {
         value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         for value in _inputs(model)
@@ -253,7 +255,9 @@ def check_dynamic_batch(
             )
 
 
-def _session(model: ModelProto, mode: Mode, threads: int) -> ort.InferenceSession:
+def _session(model: ModelProto, mode: Mode, threads: int) -> "ort.InferenceSession":
+    import onnxruntime as ort  # heavy: imported where it is used
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

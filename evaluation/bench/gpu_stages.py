@@ -68,7 +68,7 @@ class StagedPipeline:
         placement = place(self.bundle.manifest.spec.input, image.shape[1], image.shape[0])
         self.pipeline.clock = clock
         clock.start()
-        self._lane.start([Request(image, placement)])
+        self._lane.start([InferenceRequest(image, placement)])
         clock.mark("download")
         if isinstance(clock, EventClock):
             clock.seal()

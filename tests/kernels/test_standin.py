@@ -1,6 +1,7 @@
 """The stand-in driver: the device tests run on it, and it reports what a real driver would let pass or crash on."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def run(code: str, **settings: object) -> "subprocess.CompletedProcess[str]":
     if reason is not None:
         pytest.skip(reason)
     environment = standin_driver.environment(STANDIN_STRICT=1, **settings)
-    environment["PYTHONPATH"] = str(ROOT / "tests")
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *sys.path])
     script = PREPARE + textwrap.dedent(code)
     return subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=ROOT, check=False
