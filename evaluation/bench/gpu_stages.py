@@ -19,7 +19,7 @@ from centernet_trt.evaluation.bench.host_stages import Picture
 from centernet_trt.evaluation.bench.timing import WHOLE, Sample, StageClock, Subject
 from centernet_trt.kernels.launch import DecodePlan, PreprocessPlan
 from centernet_trt.kernels.structs import DecodeParams, PreprocessParams
-from centernet_trt.runtime.backend import GpuOptions
+from centernet_trt.runtime.backend import GpuOptions, InferenceRequest
 from centernet_trt.runtime.backend import LoadedImage as RuntimePicture
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import Device, close_all
