@@ -243,8 +243,8 @@ def _inside_budget(
     """The int8 graph whose typed form is inside the budget: fp16 around int8 may cost what the search cannot see."""
     progress = _progress(reporter, "faithful")
     measured = passes.run("faithful", partial(measure, int8, typed, spec, progress))
-    while not int8.inside_budget(measured.damage):
-        int8 = passes.run("int8 again", partial(int8.narrower, measured.damage))
+    while not int8.inside_budget(measured.loss):
+        int8 = passes.run("int8 again", partial(int8.narrower, measured.loss))
         typed, kept = _typed(passes, int8.model, typing, spec, reporter)
         measured = passes.run("faithful", partial(measure, int8, typed, spec, progress))
     return int8, measured, typed, kept

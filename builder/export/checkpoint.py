@@ -50,7 +50,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     """
     try:
         # Raw bytes rather than safetensors.numpy, which has no bfloat16.
-        entries: list[tuple[str, dict[str, Any]]] = deserialize(path.read_bytes())
+        entries: list[tuple[str, dict[str, Any]]] = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing: ")
         raise ModelError(
