@@ -170,7 +170,8 @@ _LARGEST_PICKLE = 256 << 20  # data.pkl of the largest public detectors has 1 MB
 # any other (os, subprocess, builtins.eval) is an attack or no checkpoint, which the user should know. Safety does not
 # depend on the list: nothing is ever called, whatever its name.
 _HARMLESS = {
-    "argparse", "collections", "copyreg", "copy_reg", "datetime", "decimal", "enum", "pathlib", "random", "uuid", "_codecs",
+    "argparse", "collections", "copyreg", "copy_reg", "datetime", "decimal", "enum", "pathlib", "random",
+    "uuid", "_codecs",
 }  # fmt: skip
 _HARMLESS_BUILTINS = {
     "bytearray", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set", "slice", "tuple",
@@ -252,8 +253,8 @@ def _check_members(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
     if packed or total > path.stat().st_size:
         found = f"{packed[0]} is compressed" if packed else f"its members claim {total} bytes"
         raise ModelError(
-            f"{path} ({path.stat().st_size} bytes) was not written by torch.save: {found}; refused, since such archives "
-            "can unpack to any size",
+            f"{path} ({path.stat().st_size} bytes) was not written by torch.save: {found}; refused, since such "
+            "archives can unpack to any size",
             "download the original file, or save it again with torch.save",
         )
 
