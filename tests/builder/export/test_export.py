@@ -204,16 +204,30 @@ def test_hourglass_tells_the_classes_of_both_stacks() -> None:
     assert found.hint.endswith("pass --classes 20")
 
 
-def test_the_options_that_fit_are_told(res_18: dict[str, Array]) -> None:
-    found = refused("res_18", weights("res_18", head_conv=128), "misshaped")
-    assert found.hint.endswith("pass --classes 80 --head-conv 128")
-    found = refused("res_18", weights("res_18", head_conv=0), "12 missing")
-    assert found.hint.endswith("pass --classes 80 --head-conv 0")
-    found = refused("res_18", weights("res_18", heads={"wh": 4}), "misshaped")
-    assert found.hint.endswith("pass --classes 80 --heads wh=4")
-    pose = {"hps": 34, "hm_hp": 17, "hp_offset": 2}
-    found = refused("dla_34", weights("dla_34", classes=1, heads=pose), "12 extra")
-    assert found.hint.endswith("pass --classes 1 --heads hps=34,hm_hp=17,hp_offset=2")
+POSE = {"hps": 34, "hm_hp": 17, "hp_offset": 2}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "said", "flags"),
+    [
+        ("res_18", {"head_conv": 128}, "misshaped", "--classes 80 --head-conv 128"),
+        ("res_18", {"head_conv": 0}, "12 missing", "--classes 80 --head-conv 0"),
+        ("res_18", {"heads": {"wh": 4}}, "misshaped", "--classes 80 --heads wh=4"),
+        ("res_18", {"heads": {"hps": 34}}, "hps.2.weight [34, 64, 1, 1]", "--classes 80 --heads hps=34"),
+        (
+            "dla_34",
+            {"classes": 1, "heads": POSE},
+            "12 extra",
+            "--classes 1 --heads hps=34,hm_hp=17,hp_offset=2",
+        ),
+    ],
+)
+def test_the_options_that_fit_are_told(arch: str, options: dict[str, Any], said: str, flags: str) -> None:
+    found = refused(arch, weights(arch, **options), said)
+    assert found.hint.endswith(f"pass {flags}")
+
+
+def test_extra_tensors_are_ignored_where_that_is_allowed(res_18: dict[str, Array]) -> None:
     values = weights("res_18", heads={"hps": 34})
     refused("res_18", values, "4 extra", "hps.2.weight [34, 64, 1, 1]")
     heads = ["hm", "wh", "reg"]
