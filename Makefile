@@ -68,7 +68,8 @@ GPU_NEEDS := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
 GPU_RUN = PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} timeout --kill-after=30 $(1) $(GPU_PYTHON)
 # Warnings of other versions of other packages are no failures here.
 GPU_PYTEST = -m pytest -q -rs -m gpu -W default -p no:cacheprovider
-BUNDLES ?= $(patsubst %/manifest.json,%,$(wildcard engines/*/manifest.json))
+# Those in engines/, else those that gpu-bench-rtx built; looked for when a recipe runs.
+BUNDLES ?= $(or $(shell ls -d engines/*/manifest.json 2>/dev/null | xargs -r -n1 dirname),$(shell ls -d build/gpu/*-portable 2>/dev/null))
 # Where the results go; a dry run on a stand-in is refused in benchmarks/results.
 GPU_RESULTS ?= benchmarks/results
 
@@ -97,7 +98,7 @@ gpu-bench-rtx:
 gpu-bench-soak:
 	$(call GPU_RUN,600) benchmarks/soak.py $(firstword $(BUNDLES)) --json $(GPU_RESULTS)/gpu-soak.json $(GPU_ARGS)
 gpu-bench-bundles:
-	$(if $(BUNDLES),,$(error no bundle is in engines/: build one, or name some with BUNDLES='DIR ...'))
+	@test -n '$(BUNDLES)' || { echo "no bundle is in engines/: build one, or name some with BUNDLES='DIR ...'"; exit 1; }
 	$(call GPU_RUN,600) -m centernet_trt.cli bench $(BUNDLES) --backend tensorrt --input pinned --l2 warm --max-images 3 \
 	  --threads 1,2,4 --batches 1,8 --json $(GPU_RESULTS)/gpu-bench-warm.json
 	$(call GPU_RUN,600) -m centernet_trt.cli bench $(BUNDLES) --backend tensorrt --input pinned --l2 cold --max-images 3 \
