@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 # Where a build calls TensorRT, and how many calls must be found there at least.
-CALLERS = {ROOT / "builder" / "plan.py": 16, ROOT / "builder" / "timing_cache.py": 3}
+CALLERS = {ROOT / "builder" / "trt" / "plan.py": 16, ROOT / "builder" / "trt" / "timing_cache.py": 3}
 STUBS = Path(sys.prefix) / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
 # The names of variables and attributes there, and what TensorRT calls their classes.
 CLASSES = {
