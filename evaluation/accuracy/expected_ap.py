@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.evaluation.accuracy.agreement import overlaps
+from centernet_trt.evaluation.accuracy.average_precision import IOU_LEVELS, average_precision
 from centernet_trt.runtime.detections import Detections
 
 __all__ = ["DRAWS", "JITTER", "LABELS_SHOW", "DrawnAnnotations", "Objects", "pooled_ap"]
@@ -36,8 +37,6 @@ SLOPE, INTERCEPT = 2.2, 1.1
 """logit(probability of an object) = SLOPE * logit(score) + INTERCEPT: focal-loss scores are too timid at both ends."""
 LABELS_SHOW = 0.6
 """Part of a drop against drawn annotations that real labels show, at most."""
-_IOUS = np.arange(0.5, 1.0, 0.05)
-_RECALLS = np.linspace(0, 1, 101)
 _MOST = 100
 
 Array = npt.NDArray[np.float64]
@@ -91,40 +90,30 @@ def pooled_ap(truth: Sequence[Objects], found: Sequence[Detections]) -> float:
         0..1; 0 where there are no objects.
     """
     total = sum(len(image.label) for image in truth)
-    scores, hits = [np.zeros(0)], [np.zeros((len(_IOUS), 0), dtype=bool)]
+    scores, hits = [np.zeros(0)], [np.zeros((len(IOU_LEVELS), 0), dtype=bool)]
     for objects, detections in zip(truth, found, strict=True):
         best = detections[:_MOST]
         scores.append(best.score.astype(np.float64))
         hits.append(_hits(objects, best))
     if not total:
         return 0.0
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    hit = np.concatenate(hits, axis=1)[:, order]
-    right = np.cumsum(hit, axis=1)
-    precision = right / np.arange(1, hit.shape[1] + 1)
-    # The best precision at this recall or a higher one.
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    values = np.zeros((len(_IOUS), len(_RECALLS)))
-    for row, (recall, level) in enumerate(zip(right / total, precision, strict=True)):
-        place = np.searchsorted(recall, _RECALLS, side="left")
-        inside = place < len(level)
-        values[row, inside] = level[place[inside]]
-    return float(values.mean())
+    score = np.concatenate(scores)
+    return average_precision(np.concatenate(hits, axis=1), score, np.ones(len(score)), total)
 
 
 def _hits(objects: Objects, found: Detections) -> npt.NDArray[np.bool_]:
     """(10, n): whether each detection hits an object that no better one has, at each overlap asked for."""
-    hit = np.zeros((len(_IOUS), len(found)), dtype=bool)
+    hit = np.zeros((len(IOU_LEVELS), len(found)), dtype=bool)
     if not len(objects.label) or not len(found):
         return hit
     shared = overlaps(found.xyxy, objects.xyxy)
     shared[found.label[:, None] != objects.label[None, :]] = 0.0
-    free = np.ones((len(_IOUS), len(objects.label)), dtype=bool)
-    levels = np.arange(len(_IOUS))
-    for row in np.nonzero(shared.max(axis=1) >= _IOUS[0])[0]:
+    free = np.ones((len(IOU_LEVELS), len(objects.label)), dtype=bool)
+    levels = np.arange(len(IOU_LEVELS))
+    for row in np.nonzero(shared.max(axis=1) >= IOU_LEVELS[0])[0]:
         possible = np.where(free, shared[row], -1.0)
         choice = possible.argmax(axis=1)
-        good = possible[levels, choice] >= _IOUS
+        good = possible[levels, choice] >= IOU_LEVELS
         hit[good, row] = True
         free[levels[good], choice[good]] = False
     return hit
