@@ -13,9 +13,9 @@ import typer
 from rich.markup import escape
 
 from centernet_trt.cli.console import err, out, progress_bar, write_json, write_text
-from centernet_trt.cli.detect import ModeChoice
 from centernet_trt.errors import BackendError, CenterNetError, InputError
 from centernet_trt.runtime.bundle import EngineBundle, sha256_file
+from centernet_trt.runtime.host.onnxruntime import Mode
 
 if TYPE_CHECKING:
     from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
@@ -188,7 +188,7 @@ def bench_command(
         bool, typer.Option("--latency-only", help="Leave the throughput mode out.")
     ] = False,
     read: Annotated[bool, typer.Option("--read", help="Reading the image file is a stage too.")] = False,
-    mode: Annotated[ModeChoice, typer.Option(help="Of ONNX Runtime.")] = ModeChoice.fast,
+    mode: Annotated[Mode, typer.Option(help="Of ONNX Runtime.")] = "fast",
     network_threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads of ONNX Runtime. [default: its own choice]", show_default=False),
@@ -265,7 +265,7 @@ def bench_command(
     loads = [(1, batch) for batch in _numbers(batches)] + [(count, 1) for count in _numbers(threads)]
     options = BenchOptions(
         rules=TimingRules(warmup, duration, iterations, allow_short=allow_short),
-        mode=mode.value,
+        mode=mode,
         threads=network_threads,
         read=read,
         loads=() if latency_only else tuple(dict.fromkeys(loads)),

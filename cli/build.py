@@ -2,13 +2,13 @@
 
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
+from centernet_trt.builder.calibration.thresholds import Method
 from centernet_trt.builder.profiles import ProfileRequest
 from centernet_trt.builder.recipe import Recipe, find_model, is_recipe, read_recipe
 from centernet_trt.cli.console import (
@@ -25,45 +25,12 @@ from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
 from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.trt.flavours import FlavourName
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from centernet_trt.builder.prepare import SpecFinder
-
-
-class FlavourChoice(StrEnum):
-    """Which TensorRT compiles the plan."""
-
-    auto = "auto"
-    rtx = "rtx"
-    tensorrt = "tensorrt"
-    none = "none"
-
-
-class HeadsChoice(StrEnum):
-    """Type of the head tensors."""
-
-    fp16 = "fp16"
-    fp32 = "fp32"
-
-
-class MethodChoice(StrEnum):
-    """How int8 thresholds are chosen from histograms."""
-
-    entropy = "entropy"
-    mse = "mse"
-    percentile = "percentile"
-    max = "max"
-    as_published = "entropy-as-published"
-
-
-class PrecisionChoice(StrEnum):
-    """Precision of weights and activations."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
 
 
 def _range(text: str) -> ShapeRange:
@@ -106,7 +73,7 @@ def build_command(
         ),
     ] = None,
     precision: Annotated[
-        PrecisionChoice | None, typer.Option(help="[default: the recipe's, or fp16]", show_default=False)
+        Precision | None, typer.Option(help="[default: the recipe's, or fp16]", show_default=False)
     ] = None,
     batch: Annotated[ShapeRange | None, _RangeOption] = None,
     height: Annotated[ShapeRange | None, _RangeOption] = None,
@@ -122,9 +89,9 @@ def build_command(
         ),
     ] = None,
     flavour: Annotated[
-        FlavourChoice,
+        Literal[FlavourName, "none"],
         typer.Option(help="auto: full TensorRT where it is installed and a GPU is there, else RTX."),
-    ] = FlavourChoice.auto,
+    ] = "auto",
     target: Annotated[
         str | None,
         typer.Option(
@@ -134,9 +101,9 @@ def build_command(
         ),
     ] = None,
     heads: Annotated[
-        HeadsChoice,
+        Literal["fp16", "fp32"],
         typer.Option(help="Type of the head tensors; fp32 keeps their last convolutions in fp32."),
-    ] = HeadsChoice.fp16,
+    ] = "fp16",
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -153,8 +120,8 @@ def build_command(
         float, typer.Option(min=0.0, max=1.0, help="int8: F1 of matched boxes against fp32, at least.")
     ] = 0.95,
     method: Annotated[
-        MethodChoice, typer.Option("--calibration-method", help="int8: how thresholds are chosen first.")
-    ] = MethodChoice.mse,
+        Method, typer.Option("--calibration-method", help="int8: how thresholds are chosen first.")
+    ] = "mse",
     record: Annotated[
         Path | None,
         typer.Option(
@@ -193,7 +160,7 @@ def build_command(
     path = find_model(recipe, Path(model).parent, weights, err.print) if recipe else Path(model)
     if recipe is None and weights is not None:
         raise InputError("--model goes with a recipe", "give the ONNX file alone, or name a recipe")
-    chosen: Precision = precision.value if precision else recipe.build.precision if recipe else "fp16"
+    chosen: Precision = precision if precision else recipe.build.precision if recipe else "fp16"
     defaults = recipe.build if recipe else None
     options = BuildOptions(
         precision=chosen,
@@ -201,14 +168,14 @@ def build_command(
         height=height or (defaults.height if defaults else None),
         width=width or (defaults.width if defaults else None),
         profiles=tuple(profile or ()) or (defaults.profiles if defaults else ()),
-        flavour=flavour.value,
+        flavour=flavour,
         targets=tuple(part.strip() for part in target.split(",")) if target else (),
-        heads=heads.value,
+        heads=heads,
         calibration=calibration,
         int8=Int8Options(
             record=record,
             cache=cache,
-            method=method.value,
+            method=method,
             budget=Budget(max_drop, min_agreement),
             everything=every_layer,
         ),

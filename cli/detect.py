@@ -1,7 +1,6 @@
 """`centernet-trt detect`: boxes in pictures and videos."""
 
 from collections.abc import Iterable, Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,21 +12,8 @@ from centernet_trt.cli.media import AnnotatedWriter, Frame, expand_sources, fram
 from centernet_trt.errors import CenterNetError
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.detector import Detector
-
-
-class BackendChoice(StrEnum):
-    """What runs the network."""
-
-    auto = "auto"
-    tensorrt = "tensorrt"
-    onnxruntime = "onnxruntime"
-
-
-class ModeChoice(StrEnum):
-    """How ONNX Runtime runs a graph: optimised, or true to the types of every operation."""
-
-    fast = "fast"
-    faithful = "faithful"
+from centernet_trt.runtime.host.onnxruntime import Mode
+from centernet_trt.runtime.select import BackendName
 
 
 def detect_command(
@@ -47,8 +33,8 @@ def detect_command(
     top_k: Annotated[
         int | None, typer.Option(help="At most so many an image. [default: the spec's]", show_default=False)
     ] = None,
-    backend: Annotated[BackendChoice, typer.Option(help="What runs the network.")] = BackendChoice.auto,
-    mode: Annotated[ModeChoice, typer.Option(help="Of ONNX Runtime.")] = ModeChoice.fast,
+    backend: Annotated[BackendName, typer.Option(help="What runs the network.")] = "auto",
+    mode: Annotated[Mode, typer.Option(help="Of ONNX Runtime.")] = "fast",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all detections there.")
     ] = None,
@@ -66,7 +52,7 @@ def detect_command(
     for column, justify in (("image", "left"), ("objects", "right"), ("found", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     with (
-        Detector.load(bundle, backend=backend.value, mode=mode.value) as detector,
+        Detector.load(bundle, backend=backend, mode=mode) as detector,
         AnnotatedWriter(output, paths) as writer,
     ):
         for frame in _with_progress(frames(paths)):

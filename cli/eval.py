@@ -1,8 +1,7 @@
 """`centernet-trt eval`: COCO mAP of bundles, and one table of all that people ask of a model."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -10,7 +9,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from centernet_trt.cli.console import err, out, progress_bar, write_json, write_text
-from centernet_trt.cli.detect import BackendChoice, ModeChoice
+from centernet_trt.runtime.host.onnxruntime import Mode
+from centernet_trt.runtime.select import BackendName
 
 if TYPE_CHECKING:
     from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
@@ -18,24 +18,17 @@ if TYPE_CHECKING:
     from centernet_trt.runtime.tta.augment import TestTimeAugmentation
 
 Row = dict[str, Any]
-
-
-class TtaChoice(StrEnum):
-    """Test-time augmentation by name, as `Detector.detect` takes it."""
-
-    flip = "flip"
-    multiscale = "multiscale"
-    flip_multiscale = "flip+multiscale"
+TtaName = Literal["flip", "multiscale", "flip+multiscale"]
 
 
 def eval_command(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Folders of the bundles.")],
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
     annotations: Annotated[Path, typer.Option(help="COCO instances file.")],
-    backend: Annotated[BackendChoice, typer.Option(help="What runs the network.")] = BackendChoice.auto,
+    backend: Annotated[BackendName, typer.Option(help="What runs the network.")] = "auto",
     mode: Annotated[
-        ModeChoice, typer.Option(help="Of ONNX Runtime; faithful rounds as the graph's types say.")
-    ] = ModeChoice.faithful,
+        Mode, typer.Option(help="Of ONNX Runtime; faithful rounds as the graph's types say.")
+    ] = "faithful",
     rounding: Annotated[
         bool,
         typer.Option(
@@ -43,7 +36,7 @@ def eval_command(
         ),
     ] = False,
     tta: Annotated[
-        TtaChoice | None,
+        TtaName | None,
         typer.Option(help="Test-time augmentation, as `Detector.detect(tta=)`; such a run is not timed."),
     ] = None,
     tta_scales: Annotated[
@@ -91,7 +84,7 @@ def eval_command(
         write_json(json_file, results if len(results) > 1 else results[0])
 
 
-def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugmentation | None":
+def _augmentation(tta: TtaName | None, scales: str | None) -> "TestTimeAugmentation | None":
     from centernet_trt.errors import InputError
     from centernet_trt.runtime.tta.augment import TestTimeAugmentation, parse_augmentation
 
@@ -100,8 +93,8 @@ def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugment
             raise InputError("--tta-scales needs --tta", "add --tta multiscale or --tta flip+multiscale")
         return None
     if scales is None:
-        return parse_augmentation(tta.value)
-    if tta is TtaChoice.flip:
+        return parse_augmentation(tta)
+    if tta == "flip":
         raise InputError(
             "--tta flip runs one scale, and --tta-scales is given", "use --tta flip+multiscale with scales"
         )
@@ -109,7 +102,7 @@ def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugment
         numbers = tuple(float(part) for part in scales.split(","))
     except ValueError:
         raise InputError(f"--tta-scales is {scales!r}, expected numbers such as 0.5,1,1.5") from None
-    return TestTimeAugmentation(flip=tta is TtaChoice.flip_multiscale, scales=numbers)
+    return TestTimeAugmentation(flip=tta == "flip+multiscale", scales=numbers)
 
 
 def _check_same_classes(bundles: "list[EngineBundle]") -> None:
@@ -123,8 +116,8 @@ def _check_same_classes(bundles: "list[EngineBundle]") -> None:
 def _detect(
     bundle: "EngineBundle",
     truth: "CocoGroundTruth",
-    backend: BackendChoice,
-    mode: ModeChoice,
+    backend: BackendName,
+    mode: Mode,
     rounding: bool,
     tta: "TestTimeAugmentation | None",
     progress: Progress,
@@ -134,7 +127,7 @@ def _detect(
     from centernet_trt.runtime.detector import Detector
 
     total = len(truth.images)
-    with Detector.load(bundle, backend=backend.value, mode=mode.value) as detector:
+    with Detector.load(bundle, backend=backend, mode=mode) as detector:
         task = progress.add_task(f"{bundle.manifest.name}: detecting in {total} images", total=total)
         update = lambda done, _: progress.update(task, completed=done)
         rows = coco_rows(detect_all(detector, truth, update, tta))
@@ -144,7 +137,7 @@ def _detect(
 def _result(
     bundle: "EngineBundle",
     truth: "CocoGroundTruth",
-    mode: ModeChoice,
+    mode: Mode,
     rounding: bool,
     tta: "TestTimeAugmentation | None",
     rows: list[Row],
@@ -160,7 +153,7 @@ def _result(
         "precision": manifest.precision,
         "annotations": truth.path.name,
         "executor": note or "TensorRT",
-        "mode": mode.value,
+        "mode": mode,
         "official_rounding": rounding,
         "tta": None if tta is None else {"flip": tta.flip, "scales": list(tta.scales)},
         "input": f"{width}x{height}",

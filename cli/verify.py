@@ -9,7 +9,6 @@ import typer
 from rich.markup import escape
 
 from centernet_trt.cli.console import EXIT_TOLERANCE, err, out, progress_bar, write_json
-from centernet_trt.cli.detect import ModeChoice
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.bundle import EngineBundle, sha256_file
 from centernet_trt.runtime.detections import Detections
@@ -44,7 +43,7 @@ def verify_command(
         int | None, typer.Option(min=1, help="At most so many, evenly picked.", show_default=False)
     ] = None,
     mode: Annotated[
-        ModeChoice | None,
+        Mode | None,
         typer.Option(help="Of ONNX Runtime. [default: faithful; fast without --against]", show_default=False),
     ] = None,
     threshold: Annotated[
@@ -73,7 +72,7 @@ def verify_command(
     from centernet_trt.evaluation.accuracy.tolerances import DEFAULTS, address, judge, to_json
 
     loaded = EngineBundle.load(bundle)
-    chosen: Mode = mode.value if mode else ("fast" if against is None else "faithful")
+    chosen: Mode = mode if mode else ("fast" if against is None else "faithful")
     default = DEFAULTS[loaded.manifest.precision]
     tolerances = _tolerances(default, min_sqnr, min_agreement, max_drop)
     reference = _reference(against, loaded)
