@@ -170,7 +170,7 @@ def test_verify_passes_fails_and_draws(run: Any, tmp_path: Path, pictures: Path,
     assert result["ap"]["drop"] == 0.0
     assert result["environment"]["cores"] >= 1
     assert "is not the file" not in done.err
-    # A model with another heatmap: exit code 3, with the address; and a note that it is another file.
+    # A model with another heatmap: exit code 3, with the stage; and a note that it is another file.
     other = tiny_model()
     (bias,) = (t for t in other.graph.initializer if t.name == "hm.bias")
     bias.CopyFrom(numpy_helper.from_array(np.array([2.0, -2.0], np.float32), "hm.bias"))
@@ -180,7 +180,7 @@ def test_verify_passes_fails_and_draws(run: Any, tmp_path: Path, pictures: Path,
         *words, "--against", tmp_path / "other.onnx", "--picture", picture, "--json", tmp_path / "v.json"
     )
     assert done.code == 3
-    assert "the difference begins in: network (SQNR of hm" in done.err
+    assert "the first stage that differs is network (SQNR of hm" in done.err
     assert "is not the file that the bundle was built from" in done.err
     assert json.loads((tmp_path / "v.json").read_text())["passed"] is False
     assert cv2.imread(str(picture)) is not None
@@ -229,7 +229,7 @@ def test_eval_refuses_other_classes(run: Any, tmp_path: Path, pictures: Path, an
     words = ["--images", pictures, "--annotations", annotations, "--no-time"]
     done = run("eval", tmp_path / "a", tmp_path / "b", *words)
     assert done.code == 1
-    assert "different class names: number 0 is 'blue' in the one, 'green' in the other" in done.err
+    assert "different class names: number 0 is 'blue' in one and 'green' in the other" in done.err
     # Two names are exchanged: no category is what the spec calls it.
     done = run("eval", tmp_path / "b", *words)
     assert done.code == 1

@@ -91,7 +91,7 @@ def test_nothing_against_nothing_agrees_and_against_something_does_not() -> None
     none = found([], [], [])
     assert agreement([none], [none], threshold=0.3).f1 == 1.0
     assert agreement([none], [SCENES[0]], threshold=0.3).f1 == 0.0
-    with pytest.raises(InputError, match="2 reference images and 1"):
+    with pytest.raises(InputError, match="got 2 and 1"):
         agreement([none, none], [none], threshold=0.3)
     with pytest.raises(InputError):
         agreement([], [], threshold=0.3)
