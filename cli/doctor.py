@@ -1,4 +1,4 @@
-"""`doctor`: what works on this machine."""
+"""`centernet-trt doctor`: what is installed, and a self-check of what works."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from centernet_trt.runtime.trt.flavours import FlavourName, load_flavour
 
 
 def tiny_model() -> ModelProto:
-    """One 3x3 convolution from 3 to 2 channels, fp16, on an 8x8 input named `x`."""
+    """Make a 3x3 convolution from 3 to 2 channels, fp16, on an 8x8 input named `x`."""
     weight = np.full((2, 3, 3, 3), 0.125, dtype=np.float16)
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
@@ -34,9 +34,16 @@ def tiny_model() -> ModelProto:
 
 
 def try_onnxruntime() -> str:
-    """Run a convolution in ONNX Runtime; what it says. Raises BackendError when it fails."""
+    """Run a convolution in ONNX Runtime.
+
+    Returns:
+        What it computed, and what it should have.
+
+    Raises:
+        BackendError: it fails.
+    """
     result = run_model(tiny_model(), {"x": np.ones((1, 3, 8, 8), dtype=np.float16)}, threads=1)["y"]
-    # In the interior 27 ones, each times 0.125.
+    # Away from the border: 27 ones, each times 0.125.
     return f"runs a convolution: {float(result[0, 0, 4, 4])}, expected 3.375"
 
 
@@ -46,23 +53,29 @@ def try_tensorrt(name: FlavourName) -> str:
     return f"compiles a convolution: a plan of {len(plan.data)} bytes, target {plan.target}, {plan.seconds:.1f} s"
 
 
-# What each optional package is for, and the line that brings it.
+# Purpose of each optional package, and how to install it.
 _OPTIONAL = {
     "tensorrt-rtx": ("builds engines, with or without a GPU", "pip install centernet-trt (Linux x86-64)"),
     "tensorrt": (
         "full TensorRT",
         "pip install 'centernet-trt[tensorrt]' --extra-index-url https://pypi.nvidia.com",
     ),
-    "cuda-bindings": ("the CUDA driver from Python", "pip install 'centernet-trt[gpu]'"),
+    "cuda-bindings": ("CUDA driver binding", "pip install 'centernet-trt[gpu]'"),
     "nvidia-cuda-nvrtc": ("compiles the kernels", "pip install 'centernet-trt[gpu]'"),
     "nvidia-cuda-runtime": ("CUDA headers", "pip install 'centernet-trt[gpu]'"),
-    "pycuda": ("another binding of the driver", "pip install 'centernet-trt[pycuda]'"),
+    "pycuda": ("alternative CUDA driver binding", "pip install 'centernet-trt[pycuda]'"),
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing that was tried: whether it worked, and what came of it."""
+    """Result of one self-check.
+
+    Attributes:
+        name: of what was tried.
+        works: whether it worked.
+        text: what it did, or why it failed.
+    """
 
     name: str
     works: bool
@@ -71,10 +84,10 @@ class Trial:
 
 def doctor_command(
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all of it there.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there.")
     ] = None,
 ) -> None:
-    """Say what is installed, what is missing and what works here; paste it into a bug report."""
+    """Report what is installed, what is missing and what works here, for a bug report."""
     found = environment()
     trials = _trials(found)
     out.print(_packages(found))
@@ -88,7 +101,7 @@ def doctor_command(
         )
     if not found.driver.gpus:
         out.print(
-            "Without a GPU: engines are built with TensorRT for RTX; networks run in ONNX Runtime on the processor.",
+            "Without a GPU engines are built with TensorRT for RTX, and networks run in ONNX Runtime on the CPU.",
             highlight=False,
         )
     if json_file is not None:
@@ -98,12 +111,12 @@ def doctor_command(
 
 def _packages(found: Environment) -> Table:
     table = Table(title="packages", title_justify="left")
-    for column in ("package", "version", "what for, how to get it"):
+    for column in ("package", "version", "purpose, how to install it"):
         table.add_column(column)
     for name, version in found.packages.items():
         purpose, install = _OPTIONAL.get(name, ("", ""))
         if version is None and not purpose:
-            continue  # a further package that only matters where it is installed
+            continue  # only matters if it is installed
         table.add_row(
             name,
             version or "[yellow]missing[/]",
@@ -124,7 +137,6 @@ def _driver(driver: Driver) -> str:
 
 
 def _trials(found: Environment) -> list[Trial]:
-
     trials = [_try("ONNX Runtime", try_onnxruntime)]
     if found.packages["tensorrt-rtx"]:
         trials.append(_try("TensorRT for RTX", lambda: try_tensorrt("rtx")))

@@ -138,7 +138,7 @@ def test_compare_finds_a_slowdown_and_refuses_other_models(run: Any, tmp_path: P
         (["verify", "{tmp}/b", "--annotations", "{tmp}/instances.json"], 2, "needs --images"),
         (["verify", "{tmp}/b", "--min-agreement", "7"], 1, "0 to 1"),
         (
-            ["verify", "{tmp}/b", "--images", "{tmp}/pictures", "--picture", "{tmp}/p.gif"],
+            ["verify", "{tmp}/b", "--images", "{tmp}/pictures", "--worst-image", "{tmp}/p.gif"],
             1,
             "name it .png or .jpg",
         ),
@@ -175,15 +175,16 @@ def test_verify_passes_fails_and_draws(run: Any, tmp_path: Path, pictures: Path,
     (bias,) = (t for t in other.graph.initializer if t.name == "hm.bias")
     bias.CopyFrom(numpy_helper.from_array(np.array([2.0, -2.0], np.float32), "hm.bias"))
     onnx.save(other, tmp_path / "other.onnx")
-    picture = tmp_path / "new" / "worst.png"
-    done = run(
-        *words, "--against", tmp_path / "other.onnx", "--picture", picture, "--json", tmp_path / "v.json"
-    )
+    drawn, alias = tmp_path / "new" / "worst.png", tmp_path / "alias.png"
+    differs = [*words, "--against", tmp_path / "other.onnx", "--json", tmp_path / "v.json"]
+    done = run(*differs, "--worst-image", drawn)
+    assert run(*differs, "--picture", alias).code == 3  # the option's name in 0.1
+    assert alias.read_bytes() == drawn.read_bytes()
     assert done.code == 3
     assert "the first stage that differs is network (SQNR of hm" in done.err
     assert "is not the file that the bundle was built from" in done.err
     assert json.loads((tmp_path / "v.json").read_text())["passed"] is False
-    assert cv2.imread(str(picture)) is not None
+    assert cv2.imread(str(drawn)) is not None
     # Two bundles; and the bundle beside its own graph.
     second = write_tiny_bundle(tmp_path / "c")
     assert run(*words, "--against", second.path, "--max-images", 1).code == 0

@@ -248,7 +248,7 @@ def test_both_sides_are_drawn() -> None:
     )
     none = box[:0]
     image = np.zeros((80, 100, 3), np.uint8)
-    drawn = side_by_side(image, ("a", box), ("a name much longer than the picture is wide", none), 0.5)
+    drawn = side_by_side(image, ("a", box), ("a name much longer than the image is wide", none), 0.5)
     assert drawn.shape == (80 + 34, 208, 3)
     left, right = drawn[34:, :100], drawn[34:, 108:]
     assert left.any()
