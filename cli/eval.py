@@ -1,4 +1,4 @@
-"""`centernet-trt eval`: COCO mAP of bundles, and one table of all that people ask of a model."""
+"""`centernet-trt eval`: COCO mAP, size and speed of bundles."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from centernet_trt.cli.console import err, out, progress_bar, write_json, write_text
+from centernet_trt.cli.console import out, progress_bar, show_note, show_tables, write_json, write_text
 from centernet_trt.runtime.host.onnxruntime import Mode
 from centernet_trt.runtime.select import BackendName
 
@@ -27,30 +27,34 @@ def eval_command(
     annotations: Annotated[Path, typer.Option(help="COCO instances file.")],
     backend: Annotated[BackendName, typer.Option(help="What runs the network.")] = "auto",
     mode: Annotated[
-        Mode, typer.Option(help="Of ONNX Runtime; faithful rounds as the graph's types say.")
+        Mode, typer.Option(help="Of ONNX Runtime; faithful rounds every operation to its declared type.")
     ] = "faithful",
     rounding: Annotated[
         bool,
         typer.Option(
-            "--official-rounding", help="Round boxes and scores to two decimals, as published figures."
+            "--official-rounding", help="Round boxes and scores to two decimals, as for published figures."
         ),
     ] = False,
     tta: Annotated[
         TtaName | None,
-        typer.Option(help="Test-time augmentation, as `Detector.detect(tta=)`; such a run is not timed."),
+        typer.Option(help="Test-time augmentation, as for `Detector.detect(tta=)`; such a run is not timed."),
     ] = None,
     tta_scales: Annotated[
         str | None,
-        typer.Option(metavar="S,S,...", help="Scales of a multi-scale --tta, in place of the official ones."),
+        typer.Option(metavar="S,S,...", help="Scales of a multi-scale --tta instead of the official ones."),
     ] = None,
     time: Annotated[
-        bool, typer.Option(help="Measure the time an image, in fast mode, as `bench` does.")
+        bool, typer.Option(help="Measure the time per image in fast mode, as `bench` does.")
     ] = True,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table there, in Markdown.")
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", metavar="FILE", help="Write the figures there: an object, or a list for several."
+            "--json",
+            metavar="FILE",
+            help="Write the figures there: an object, or a list for several bundles.",
         ),
     ] = None,
 ) -> None:
@@ -77,7 +81,7 @@ def eval_command(
                 result["time"] = measured
     _show(results)
     for note in dict.fromkeys([*(note for _, note in found if note), *unstable_times(results)]):
-        err.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+        show_note(note)
     if markdown is not None:
         write_text(markdown, markdown_page(results))
     if json_file is not None:
@@ -96,12 +100,12 @@ def _augmentation(tta: TtaName | None, scales: str | None) -> "TestTimeAugmentat
         return parse_augmentation(tta)
     if tta == "flip":
         raise InputError(
-            "--tta flip runs one scale, and --tta-scales is given", "use --tta flip+multiscale with scales"
+            "--tta flip runs one scale, got --tta-scales", "use --tta flip+multiscale with scales"
         )
     try:
         numbers = tuple(float(part) for part in scales.split(","))
     except ValueError:
-        raise InputError(f"--tta-scales is {scales!r}, expected numbers such as 0.5,1,1.5") from None
+        raise InputError(f"expected numbers such as 0.5,1,1.5 for --tta-scales, got {scales!r}") from None
     return TestTimeAugmentation(flip=tta == "flip+multiscale", scales=numbers)
 
 
@@ -122,7 +126,7 @@ def _detect(
     tta: "TestTimeAugmentation | None",
     progress: Progress,
 ) -> tuple[list[Row], str]:
-    """COCO rows of every annotated image, and the detector's note."""
+    """Detect in every annotated image: COCO result rows, and the detector's note."""
     from centernet_trt.evaluation.accuracy.coco import coco_rows, detect_all, official_rounding
     from centernet_trt.runtime.detector import Detector
 
@@ -170,13 +174,13 @@ def _drop(truth: "CocoGroundTruth", first: list[Row], rows: list[Row], progress:
     from centernet_trt.evaluation.accuracy.tolerances import RESAMPLES
 
     if not first or not rows:
-        return None  # no boxes at all: there is nothing to resample
+        return None  # without detections there is nothing to resample
     progress.add_task("interval of the difference", total=None)
     return paired_drop(truth, first, rows, samples=RESAMPLES).to_json()
 
 
 def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Progress) -> list[Row]:
-    """Median time an image of every bundle, in turn, on some of the annotated images."""
+    """Time every bundle on up to eight of the annotated images, interleaved; statistics of one image each."""
     from centernet_trt.evaluation.bench.latency import pipelines_in_turn
     from centernet_trt.evaluation.environment import environment
 
@@ -195,7 +199,6 @@ def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Pr
 
 
 def _show(results: list[Row]) -> None:
-    from centernet_trt.cli.console import show_tables
     from centernet_trt.evaluation.model_table import model_table
 
     columns = {

@@ -99,7 +99,7 @@ def verify_command(
             f"expected a .png or .jpg file to draw to, got {drawing.name}", "name it .png or .jpg"
         )
     loaded = EngineBundle.load(bundle)
-    chosen: Mode = mode if mode else ("fast" if against is None else "faithful")
+    chosen: Mode = mode or ("fast" if against is None else "faithful")
     default = DEFAULTS[loaded.manifest.precision]
     tolerances = _tolerances(default, min_sqnr, min_agreement, max_drop)
     reference = _reference(against, loaded)
@@ -211,10 +211,6 @@ def _draw_worst(found: "Comparison", paths: list[Path], target: Path) -> None:
         (found.candidate, candidate),
         found.whole.threshold,
     )
-    if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise InputError(
-            f"expected a .png or .jpg file to draw to, got {target.name}", "name it .png or .jpg"
-        )
     write_image(target, drawn)
     show_lines([f"written: {target}"])
 

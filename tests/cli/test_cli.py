@@ -119,6 +119,9 @@ def test_inspect_a_graph_and_a_bundle(run: Any, tmp_path: Path) -> None:
     assert "heatmap is hm, 2 classes: by its name" in done.out
     # 6 channels x 3 x 4 x 4 weights and 6 biases.
     assert "0.000 M parameters" in done.out
+    report = json.loads((tmp_path / "m.json").read_text())
+    height, width = report["complexity"]["height"], report["complexity"]["width"]
+    assert report["complexity"]["multiply_adds"] == height * width // 16 * 6 * 48
     assert json.loads((tmp_path / "m.json").read_text())["spec"]["heads"]["box"]["tensor"] == "wh"
     run(
         "build",
@@ -135,7 +138,7 @@ def test_inspect_a_graph_and_a_bundle(run: Any, tmp_path: Path) -> None:
     done = run("inspect", tmp_path / "b", "--layers", "--json", tmp_path / "b.json")
     assert done.code == 0, done.err
     assert "layers, precision as requested: 3 fp16" in done.out
-    assert "shows on a GPU only" in done.err
+    assert "can be read on a GPU only" in done.err
     assert len(json.loads((tmp_path / "b.json").read_text())["layers"]) == 3
 
 
@@ -308,3 +311,43 @@ def test_errors_of_a_batch_of_numbers_are_shown_whole(run: Any, tmp_path: Path) 
     assert done.code == 1
     assert "hint:" in done.err
     assert "--width" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arch", "counts"),
+    [
+        ("res_18", ["22.72 G multiply-adds at 512x512", "40.43 G with transposed", "22.78 G by mmcv's"]),
+        # mmdetection publishes 13.14 G.
+        ("mmdet_r18", ["13.09 G multiply-adds at 512x512", "15.50 G with transposed", "13.14 G by mmcv's"]),
+    ],
+)
+def test_inspect_counts_by_every_convention(run: Any, tmp_path: Path, arch: str, counts: list[str]) -> None:
+    assert run("export", "--arch", arch, "--random", "-o", tmp_path / "m.onnx").code == 0
+    done = run("inspect", tmp_path / "m.onnx", "--json", tmp_path / "m.json")
+    assert done.code == 0, done.err
+    for text in counts:
+        assert text in done.out
+    counted = json.loads((tmp_path / "m.json").read_text())["complexity"]
+    assert f"{counted['mmcv_flops'] / 1e9:.2f}" in counts[2]
+    assert (counted["height"], counted["width"]) == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        (
+            "build",
+            ["engines/NAME-PRECISION", "the recipe's, or fp16", "the flavour's", "fp16: images that ship"],
+        ),
+        ("detect", ["the spec's"]),
+        ("verify", ["images that ship", "by precision", "the spec's", "faithful; fast without --against"]),
+        ("export", ["ARCH.onnx", "the architecture's"]),
+    ],
+)
+def test_help_shows_defaults_in_words(
+    run: Any, monkeypatch: pytest.MonkeyPatch, command: str, defaults: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    text = run(command, "--help").out
+    for default in defaults:
+        assert f"[default: ({default})]" in text
