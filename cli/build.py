@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -49,7 +49,8 @@ def _profile(text: str) -> ProfileRequest:
         raise typer.BadParameter(f"{error.message}; {error.hint}") from None
 
 
-_RangeOption = typer.Option(parser=_range, metavar="MIN:OPT:MAX", show_default=False)
+def _range_option(text: str) -> Any:
+    return typer.Option(parser=_range, metavar="MIN:OPT:MAX", help=text, show_default=False)
 
 
 def build_command(
@@ -78,9 +79,11 @@ def build_command(
         Precision | None,
         typer.Option(help="Of weights and activations.", show_default="the recipe's, or fp16"),
     ] = None,
-    batch: Annotated[ShapeRange | None, _RangeOption] = None,
-    height: Annotated[ShapeRange | None, _RangeOption] = None,
-    width: Annotated[ShapeRange | None, _RangeOption] = None,
+    batch: Annotated[ShapeRange | None, _range_option("Images per call.")] = None,
+    height: Annotated[
+        ShapeRange | None, _range_option("Rows of the input, if the spec does not fix them.")
+    ] = None,
+    width: Annotated[ShapeRange | None, _range_option("Columns of the input, likewise.")] = None,
     profile: Annotated[
         list[ProfileRequest] | None,
         typer.Option(

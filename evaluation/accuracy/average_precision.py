@@ -13,7 +13,7 @@ _RECALLS = np.linspace(0, 1, 101)
 def average_precision(
     hits: npt.NDArray[np.bool_],
     scores: npt.NDArray[np.floating],
-    weights: npt.NDArray[np.number],
+    weights: npt.NDArray[np.number | np.bool_],
     objects: float,
 ) -> float:
     """Average precision at 101 recalls, the mean over the overlap levels.

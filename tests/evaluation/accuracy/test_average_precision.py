@@ -36,7 +36,7 @@ def random_scenes(rng: np.random.Generator, images: int) -> tuple[list[Any], lis
 def evaluate(objects: list[Any], found: list[Any], images: int) -> Any:
     """A finished COCOeval for one category and all sizes."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth: Any = COCO()
         truth.dataset = {
             "images": [{"id": number} for number in range(1, images + 1)],
             "annotations": objects,
