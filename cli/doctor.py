@@ -8,12 +8,13 @@ from typing import Annotated
 import numpy as np
 import typer
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from rich.markup import escape
 from rich.table import Table
 
 from centernet_trt.builder.graph.compare import run_model
 from centernet_trt.builder.trt.plan import Profile, build_plan
 from centernet_trt.cache import cache_dir
-from centernet_trt.cli.console import out, write_json
+from centernet_trt.cli.console import out, show_lines, write_json
 from centernet_trt.errors import CenterNetError
 from centernet_trt.evaluation.environment import Driver, Environment, environment
 from centernet_trt.runtime.manifest import ShapeRange
@@ -91,18 +92,21 @@ def doctor_command(
     found = environment()
     trials = _trials(found)
     out.print(_packages(found))
-    out.print(f"Python {found.python}, {found.system}; {found.cpu}, {found.cores} cores", highlight=False)
-    out.print(f"driver: {_driver(found.driver)}", highlight=False)
-    out.print(f"cache:  {cache_dir()}", highlight=False)
+    show_lines(
+        [
+            f"Python {found.python}, {found.system}; {found.cpu}, {found.cores} cores",
+            f"driver: {_driver(found.driver)}",
+            f"cache:  {cache_dir()}",
+        ]
+    )
     for trial in trials:
-        out.print(
-            f"{'[green]works[/] ' if trial.works else '[red]fails[/] '} {trial.name}: {trial.text}",
-            highlight=False,
-        )
+        verdict = "[green]works[/]" if trial.works else "[red]fails[/]"
+        out.print(f"{verdict}  {trial.name}: {escape(trial.text)}", highlight=False)
     if not found.driver.gpus:
-        out.print(
-            "Without a GPU engines are built with TensorRT for RTX, and networks run in ONNX Runtime on the CPU.",
-            highlight=False,
+        show_lines(
+            [
+                "Without a GPU engines are built with TensorRT for RTX, and networks run in ONNX Runtime on the CPU."
+            ]
         )
     if json_file is not None:
         rows = [{"name": t.name, "works": t.works, "text": t.text} for t in trials]
@@ -120,7 +124,7 @@ def _packages(found: Environment) -> Table:
         table.add_row(
             name,
             version or "[yellow]missing[/]",
-            purpose if version else f"{purpose}: {install}".replace("[", r"\["),
+            purpose if version else escape(f"{purpose}: {install}"),
         )
     return table
 

