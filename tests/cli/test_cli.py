@@ -15,8 +15,8 @@ from helpers.tiny_bundle import write_tiny_bundle
 from helpers.tiny_centernet import save_tiny_model, scene
 
 from centernet_trt.builder.fetch import download as fetching
-from centernet_trt.cli import app, doctor
-from centernet_trt.errors import BackendError, ModelError
+from centernet_trt.cli import app
+from centernet_trt.errors import ModelError
 from centernet_trt.runtime import EngineBundle
 
 SPEC = """
@@ -256,6 +256,9 @@ def test_doctor_tells_what_works(run: Any, tmp_path: Path) -> None:
 
 
 def test_doctor_prints_a_hint_with_brackets_whole(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from centernet_trt.cli import doctor
+    from centernet_trt.errors import BackendError
+
     def fail() -> str:
         raise BackendError("it is not installed", "pip install 'centernet-trt[gpu]'")
 
