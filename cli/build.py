@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from centernet_trt.builder.profiles import ProfileRequest
-from centernet_trt.builder.recipe import Recipe, read_recipe, recipe_names
+from centernet_trt.builder.recipe import Recipe, find_model, is_recipe, read_recipe
 from centernet_trt.cli.console import (
     EXIT_TOLERANCE,
     BuildProgress,
@@ -20,8 +20,8 @@ from centernet_trt.cli.console import (
     show_error,
     write_json,
 )
-from centernet_trt.errors import InputError, ModelError
-from centernet_trt.runtime.bundle import EngineBundle, sha256_file
+from centernet_trt.errors import InputError
+from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
 from centernet_trt.runtime.spec import ModelSpec
@@ -189,8 +189,8 @@ def build_command(
     from centernet_trt.builder.int8.quantise import Int8Options
     from centernet_trt.builder.int8.search import Budget, BudgetError
 
-    recipe = read_recipe(model) if _is_recipe(model) else None
-    path = _find_model(recipe, Path(model).parent, weights) if recipe else Path(model)
+    recipe = read_recipe(model) if is_recipe(model) else None
+    path = find_model(recipe, Path(model).parent, weights, err.print) if recipe else Path(model)
     if recipe is None and weights is not None:
         raise InputError("--model goes with a recipe", "give the ONNX file alone, or name a recipe")
     chosen: Precision = precision.value if precision else recipe.build.precision if recipe else "fp16"
@@ -228,10 +228,6 @@ def build_command(
         write_json(json_file, bundle.manifest.model_dump(mode="json", by_alias=True))
 
 
-def _is_recipe(model: str) -> bool:
-    return model in recipe_names() or Path(model).suffix == ".toml"
-
-
 def _choose_spec(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder":
     """The spec: given, the recipe's, or to be guessed from the graph and shown."""
     if spec is not None:
@@ -248,35 +244,6 @@ def _guess_and_show(model: "ModelProto") -> ModelSpec:
     for reason in guess.reasons:
         err.print(f"  {reason}", highlight=False, markup=False)
     return found
-
-
-def _find_model(recipe: Recipe, folder: Path, given: Path | None) -> Path:
-    """The ONNX file of a recipe: given, beside it, or fetched."""
-    from centernet_trt.builder.fetch.download import fetch_model
-
-    if given is not None:
-        path = given
-    elif recipe.model.file is not None:
-        path = folder / recipe.model.file
-    elif recipe.model.fetch is not None:
-        err.print(f"fetching {recipe.model.fetch} ({recipe.model.licence})")
-        path = fetch_model(recipe.model.fetch)
-    elif recipe.model.arch is not None:
-        raise ModelError(
-            f"the recipe {recipe.name} does not bring its weights (source: {recipe.model.source})",
-            f"export the checkpoint: centernet-trt export --arch {recipe.model.arch} --weights FILE, "
-            f"and give the ONNX file: centernet-trt build {recipe.name} --model {recipe.model.arch}.onnx",
-        )
-    else:
-        raise ModelError(
-            f"the recipe {recipe.name} does not bring its weights (source: {recipe.model.source})",
-            f"give the file: centernet-trt build {recipe.name} --model FILE.onnx",
-        )
-    if recipe.model.sha256 is not None and path.is_file() and sha256_file(path) != recipe.model.sha256:
-        err.print(
-            f"[yellow]note:[/] {path} is not the file that the recipe {recipe.name} was made for (SHA-256 differs)"
-        )
-    return path
 
 
 def passes_line(manifest: Manifest) -> str:
