@@ -20,7 +20,7 @@ from centernet_trt.builder.int8.quantise import Int8Options
 from centernet_trt.builder.int8.report import layer_rows, summary, write_int8
 from centernet_trt.builder.prepare import Reporter, Silence, SpecFinder, Typing, peak_memory, prepare
 from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
-from centernet_trt.builder.trt.plan import Plan, Profile, build_plan
+from centernet_trt.builder.trt.plan import Plan, build_plan
 from centernet_trt.calib_data import FOLDER
 from centernet_trt.runtime.bundle import MANIFEST, EngineBundle, record_file, replacing_folder
 from centernet_trt.runtime.manifest import FileRecord, Manifest, PlanRecord, Precision, ShapeRange
@@ -163,7 +163,7 @@ def build(
             plan = build_plan(
                 prepared.model,
                 prepared.input.name,
-                [Profile(profile.batch, profile.height, profile.width) for profile in prepared.profiles],
+                prepared.profiles,
                 flavour=flavour,
                 target=target,
                 tf32=options.tf32,
