@@ -17,7 +17,7 @@ from helpers.onnx_graphs import small_centernet
 
 from centernet_trt.builder.trt import timing_cache
 from centernet_trt.builder.trt.plan import Plan, build_plan
-from centernet_trt.runtime.trt import flavours as tensorrt_flavour
+from centernet_trt.runtime.cuda import device
 from centernet_trt.runtime.trt import logging as trt_log
 from centernet_trt.runtime.trt.flavours import Flavour, load_flavour
 
@@ -213,8 +213,8 @@ class Driver:
 
 def test_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(0))
-    assert tensorrt_flavour.first_gpu() == ("NVIDIA L4", (8, 9))
+    assert device.first_gpu() == ("NVIDIA L4", (8, 9))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(1))
-    assert tensorrt_flavour.first_gpu() is None
-    monkeypatch.setattr(tensorrt_flavour, "gpu_count", lambda: 0)
-    assert tensorrt_flavour.first_gpu() is None
+    assert device.first_gpu() is None
+    monkeypatch.setattr(device, "gpu_count", lambda: 0)
+    assert device.first_gpu() is None
