@@ -55,7 +55,7 @@ def export_command(
     """Turn a checkpoint of a known CenterNet into ONNX, with no source tree and no PyTorch."""
     from centernet_trt.builder.export.export import architecture_names, export_model
     from centernet_trt.builder.export.registry import architecture
-    from centernet_trt.builder.graph.external_data import save_model
+    from centernet_trt.builder.graph.io import save_model
 
     if arch == "list":
         for name in architecture_names():

@@ -12,8 +12,13 @@ import onnx
 from onnx import ModelProto, TensorShapeProto, ValueInfoProto, checker, helper
 from onnx.shape_inference import InferenceError, infer_shapes
 
-from centernet_trt.builder.graph import external_data as weights
-from centernet_trt.builder.graph.external_data import PROTOBUF_LIMIT, serialised_size
+from centernet_trt.builder.graph.external_data import (
+    PROTOBUF_LIMIT,
+    data_folder,
+    inline_constant,
+    save_with_external_data,
+    serialised_size,
+)
 from centernet_trt.errors import BackendError, ModelError
 from centernet_trt.runtime.host import onnxruntime
 from centernet_trt.runtime.host.onnxruntime import SessionMode
@@ -36,11 +41,11 @@ _INFERENCE_VALUE_ELEMENTS = 1024
 @contextmanager
 def saved(model: ModelProto) -> Iterator[Path]:
     """Yield the path of the model in a temporary folder, its weights in files beside it: for any size."""
-    beside = weights.data_folder(model)
+    beside = data_folder(model)
     if beside is None:
         with TemporaryDirectory(prefix="centernet-trt-") as folder:
             path = Path(folder) / "model.onnx"
-            weights.save_beside(model, path, "weights.bin")
+            save_with_external_data(model, path, "weights.bin")
             yield path
         return
     path = beside / f"{secrets.token_hex(6)}.onnx"
@@ -62,7 +67,7 @@ def loadable(model: ModelProto) -> Iterator[bytes | str]:
 
 
 def _fits_in_memory(model: ModelProto) -> bool:
-    return weights.data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
+    return data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
 
 
 def open_session(
@@ -83,7 +88,7 @@ def open_session(
         model = copy
     if _fits_in_memory(model):
         return onnxruntime.open_session(model, mode, threads, in_order=in_order)
-    low_memory = weights.data_folder(model) is not None
+    low_memory = data_folder(model) is not None
     try:
         with saved(model) as path:
             return onnxruntime.open_session(path, mode, threads, low_memory=low_memory, in_order=in_order)
@@ -115,7 +120,7 @@ def _skeleton(model: ModelProto, limit: int) -> ModelProto:
     inputs = {value.name for value in graph.input}
     for tensor in model.graph.initializer:
         if int(np.prod(tensor.dims, dtype=np.int64)) <= limit:
-            graph.initializer.append(weights.inlined_tensor(tensor))
+            graph.initializer.append(inline_constant(tensor))
         elif tensor.name not in inputs:
             graph.input.append(
                 helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
@@ -130,7 +135,7 @@ def check(model: ModelProto, *, full: bool = False) -> None:
         model: a model of any size; beyond 2 GB, or in files, its large constants are checked by type and shape only.
         full: check by strict shape inference too.
     """
-    small = weights.data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
+    small = data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
     try:
         checker.check_model(model if small else _skeleton(model, _INFERENCE_VALUE_ELEMENTS), full_check=full)
     except (checker.ValidationError, InferenceError, ValueError) as error:

@@ -15,7 +15,7 @@ from onnx import ModelProto, numpy_helper
 
 from centernet_trt.builder.export.export import architecture_names, export_model, random_weights
 from centernet_trt.builder.export.registry import ARCHITECTURES
-from centernet_trt.builder.graph.external_data import save_model
+from centernet_trt.builder.graph.io import save_model
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
 from centernet_trt.builder.passes.fp16 import to_fp16

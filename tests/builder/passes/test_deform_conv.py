@@ -17,10 +17,12 @@ from centernet_trt.builder.export.export import export_model
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.int8.layers import layers_in_int8
 from centernet_trt.builder.int8.quantise import Int8Options
+from centernet_trt.builder.options import BuildOptions
 from centernet_trt.builder.passes.deform_conv import FOREIGN_OPS, has_deform_conv, standardise_deform_conv
 from centernet_trt.builder.passes.deform_conv_lowering import column_bytes, lower_deform_conv
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.prepare import Typing, prepare
+from centernet_trt.builder.prepare import prepare
+from centernet_trt.builder.profiles import ProfileRequest
 from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.errors import ModelError
 from centernet_trt.runtime.presets import spec_from_mapping
@@ -348,9 +350,9 @@ def test_int8_around_a_lowered_deformable_convolution(tmp_path: Path) -> None:
         }
     )
     onnx.save(source, tmp_path / "net.onnx")
-    profile = input_profile("1", "64:64:128")
-    options = Int8Options(calibration=pictures(4), everything=True)
-    typing = Typing("int8", images=pictures(4).images, lower_deform_conv=True, int8=options)
-    prepared = prepare(tmp_path / "net.onnx", spec, lambda _: (profile,), typing)
+    profile = ProfileRequest.parse("batch=1,height=64:64:128,width=64:64:128")
+    int8 = Int8Options(calibration=pictures(4), everything=True)
+    options = BuildOptions("int8", profiles=(profile,), calibration=tmp_path, int8=int8)
+    prepared = prepare(tmp_path / "net.onnx", spec, options, pictures(4), lower_deform_conv=True)
     assert "DeformConv" not in op_types(prepared.model)
     assert {"neck/conv", "offset", "mask"} <= layers_in_int8(prepared.model)
