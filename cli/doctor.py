@@ -12,12 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from centernet_trt.builder.graph.compare import run_model
-from centernet_trt.builder.trt.plan import Profile, build_plan
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.cache import cache_dir
 from centernet_trt.cli.console import out, show_lines, write_json
 from centernet_trt.errors import CenterNetError
 from centernet_trt.evaluation.environment import Driver, Environment, environment
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
 from centernet_trt.runtime.trt.flavours import FlavourName, load_flavour
 
 
@@ -50,7 +50,10 @@ def try_onnxruntime() -> str:
 
 def try_tensorrt(name: FlavourName) -> str:
     """Compile a convolution with this flavour; what was built. Raises BackendError when it cannot."""
-    plan = build_plan(tiny_model(), "x", Profile(ShapeRange.of(1, 1, 1)), flavour=load_flavour(name))
+    profile = ProfileRecord(
+        batch=ShapeRange.parse("1"), height=ShapeRange.parse("8"), width=ShapeRange.parse("8")
+    )
+    plan = build_plan(tiny_model(), "x", [profile], flavour=load_flavour(name))
     return f"compiles a convolution: a plan of {len(plan.data)} bytes, target {plan.target}, {plan.seconds:.1f} s"
 
 

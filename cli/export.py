@@ -56,7 +56,7 @@ def export_command(
     """Convert a checkpoint of a known CenterNet to ONNX, without its source tree or PyTorch."""
     from centernet_trt.builder.export.export import architecture_names, export_model
     from centernet_trt.builder.export.registry import architecture
-    from centernet_trt.builder.graph.external_data import save_model
+    from centernet_trt.builder.graph.io import save_model
 
     if arch == "list":
         for name in architecture_names():

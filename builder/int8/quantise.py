@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto
@@ -31,20 +30,11 @@ from centernet_trt.builder.int8.search import (
     everything,
     probe_units,
 )
+from centernet_trt.builder.progress import BuildReporter
 from centernet_trt.errors import CalibrationError
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
 
 __all__ = ["Int8Options", "Int8Result", "calibrate", "make_int8"]
-
-
-class Reporter(Protocol):
-    """Hears how it goes on."""
-
-    def stage(self, name: str) -> None:
-        """A stage begins."""
-
-    def step(self, name: str, done: int, total: int) -> None:
-        """Part of the stage is done."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,7 @@ class Int8Result:
 
 
 def make_int8(
-    model: ModelProto, spec: ModelSpec, shape: tuple[int, int], options: Int8Options, reporter: Reporter
+    model: ModelProto, spec: ModelSpec, shape: tuple[int, int], options: Int8Options, reporter: BuildReporter
 ) -> Int8Result:
     """The mixed int8 graph with the most multiply-adds in int8 inside the budget.
 
@@ -189,7 +179,11 @@ def make_int8(
 
 
 def calibrate(
-    model: ModelProto, spec: InputSpec, images: CalibrationImages, options: Int8Options, reporter: Reporter
+    model: ModelProto,
+    spec: InputSpec,
+    images: CalibrationImages,
+    options: Int8Options,
+    reporter: BuildReporter,
 ) -> tuple[ModelProto, CalibrationRecord]:
     """The equalised graph, and the thresholds of every activation that a layer reads.
 
