@@ -236,14 +236,14 @@ def _is_outside_budget(state: Preparation) -> bool:
     return (
         state.int8 is not None
         and state.measured is not None
-        and not state.int8.inside_budget(state.measured.damage)
+        and not state.int8.inside_budget(state.measured.loss)
     )
 
 
 def _narrow(state: Preparation) -> None:
     assert state.int8 is not None
     assert state.measured is not None
-    state.int8 = state.int8.narrower(state.measured.damage)
+    state.int8 = state.int8.narrower(state.measured.loss)
     state.model = state.int8.model
 
 
