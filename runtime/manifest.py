@@ -117,6 +117,10 @@ class PassRecord(ManifestModel):
     peak_bytes: int | None = None
 
 
+Mode = Literal["fast", "faithful"]
+"""How ONNX Runtime runs a graph: `fast` optimises and may run fp16 in fp32, `faithful` rounds every result to its type."""
+
+
 class HeadComparison(ManifestModel):
     """How a head of `model.onnx` differs from the source graph, both run in ONNX Runtime on `input`.
 
@@ -126,7 +130,7 @@ class HeadComparison(ManifestModel):
 
     max_abs: float
     max_rel: float
-    mode: Literal["fast", "faithful"]
+    mode: Mode
     input: str
 
 

@@ -3,26 +3,22 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from centernet_trt.builder.graph import edit as g
 from centernet_trt.builder.graph import shapes as inference
 from centernet_trt.errors import BackendError, ModelError, SpecError
 from centernet_trt.runtime.host.decode import check_heads
-from centernet_trt.runtime.host.onnxruntime import round_every_tensor
+from centernet_trt.runtime.host.onnxruntime import Mode
 from centernet_trt.runtime.manifest import HeadComparison, Precision
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
 __all__ = [
     "HeadError",
-    "Mode",
     "check_dynamic_batch",
     "compare_models",
     "compare_with_source",
@@ -32,10 +28,6 @@ __all__ = [
     "random_feeds",
     "run_model",
 ]
-
-Mode = Literal["fast", "faithful"]
-"""`fast`: ONNX Runtime optimises, which on a CPU turns fp16 into fp32. `faithful`: every node's result is
-rounded to its type; see `runtime.faithful` for what that takes."""
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -116,11 +108,11 @@ def run_model(
 
 def _runner(model: ModelProto, mode: Mode, threads: int) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
     """`run_model` for several runs: the model is loaded once."""
-    session = _session(_with_rounding(model) if mode == "faithful" else model, mode, threads)
+    session = inference.open_session(model, mode, threads)
     return lambda feeds: _run(session, model, feeds)
 
 
-def _run(session: "ort.InferenceSession", model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
+def _run(session: Any, model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
     types = {
         value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         for value in _inputs(model)
@@ -255,24 +247,6 @@ def check_dynamic_batch(
             )
 
 
-def _session(model: ModelProto, mode: Mode, threads: int) -> "ort.InferenceSession":
-    import onnxruntime as ort  # heavy: imported where it is used
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_DISABLE_ALL if mode == "faithful" else levels.ORT_ENABLE_ALL
-    try:
-        return inference.open_session(model, options)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BackendError(
-            f"ONNX Runtime refuses the model: {error}",
-            "see whether it is newer than this ONNX Runtime supports",
-        ) from error
-
-
 def _inputs(model: ModelProto) -> list[ValueInfoProto]:
     constants = g.initializers(model.graph)
     return [value for value in model.graph.input if value.name not in constants]
@@ -310,18 +284,6 @@ def _suspects(model: ModelProto) -> list[str]:
             if shape is not None and shape.size > 1 and int(shape.flat[0]) > (node.op_type == "Expand"):
                 found.append(node.name or f"{node.op_type}/{node.output[0]}")
     return found
-
-
-def _with_rounding(model: ModelProto) -> ModelProto:
-    """Return the model with every fp16 result rounded by ONNX Runtime; one without fp16 comes back as it is."""
-    values = (*model.graph.input, *model.graph.output)
-    kinds = {value.type.tensor_type.elem_type for value in values}
-    if TensorProto.FLOAT16 not in kinds | {tensor.data_type for tensor in model.graph.initializer}:
-        return model
-    model = g.copy_model(model)
-    inference.refresh_shapes(model)
-    round_every_tensor(model)
-    return model
 
 
 FP32_TOLERANCE = 1e-4  # of a head's largest magnitude; the passes themselves stay within 1e-5

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, external_data_helper, helper, numpy_helper
 
-from centernet_trt.builder.graph.shapes import PROTOBUF_LIMIT, serialised_size
 from centernet_trt.cache import atomic_write
 from centernet_trt.errors import ModelError
 
 __all__ = [
+    "PROTOBUF_LIMIT",
     "as_array",
     "constant",
     "data_folder",
@@ -28,10 +28,13 @@ __all__ = [
     "moved",
     "save_beside",
     "save_model",
+    "serialised_size",
     "size_outside",
     "weights_outside",
 ]
 
+# A protobuf message may not be serialised beyond 2 GiB; the margin is for the bytes that we estimate.
+PROTOBUF_LIMIT = 2**31 - 2**20
 _IN_FILE = 1024  # constants of fewer bytes stay in the .onnx file when the rest goes to a file beside it
 
 
@@ -175,6 +178,13 @@ def size_outside(model: ModelProto) -> int:
         if external_data_helper.uses_external_data(tensor):
             found += external_data_helper.ExternalDataInfo(tensor).length or 0
     return found
+
+
+def serialised_size(model: ModelProto) -> int:
+    """Return about how many bytes the model takes when serialised; never fails, whatever the size."""
+    graph = model.graph
+    size = sum(int(tensor.ByteSize()) for tensor in graph.initializer) + size_outside(model)
+    return size + sum(int(node.ByteSize()) for node in graph.node) + 200 * len(graph.initializer)
 
 
 def inlined(model: ModelProto) -> ModelProto:

@@ -1,7 +1,7 @@
 """Search the widest int8 placement inside the accuracy budget."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx import ModelProto
@@ -11,6 +11,7 @@ from centernet_trt.builder.int8.detection_loss import DetectionLoss, LossEvaluat
 from centernet_trt.builder.int8.layers import Rules, Survey, Unit
 from centernet_trt.builder.int8.placement import place, residual_skips
 from centernet_trt.errors import CalibrationError
+from centernet_trt.progress import Progress
 
 __all__ = [
     "Budget",
@@ -112,8 +113,6 @@ def predicted_loss(probes: Sequence[Probe]) -> float:
     """The loss of a graph with all these units in int8, from their single losses."""
     return math.sqrt(sum(probe.damage.loss**2 for probe in probes))
 
-
-Progress = Callable[[str, int, int], None]
 
 # A unit that costs less than this by the method asked for is not tried with another.
 _CHEAP = 0.03

@@ -30,12 +30,13 @@ from centernet_trt.evaluation.bench.gpu_stages import NetworkAlone, StagedPipeli
 from centernet_trt.evaluation.bench.gpu_throughput import throughput
 from centernet_trt.evaluation.bench.gpu_timer import CacheState, GpuTimer
 from centernet_trt.evaluation.bench.host_stages import Picture, check_against, load_pictures
-from centernet_trt.evaluation.bench.latency import Progress, distinct_names, one_image
+from centernet_trt.evaluation.bench.latency import distinct_names, one_image
 from centernet_trt.evaluation.bench.report import BenchReport, Series
 from centernet_trt.evaluation.bench.roofline import measure_floor
 from centernet_trt.evaluation.bench.run import PIPELINE, Counter
 from centernet_trt.evaluation.bench.timing import WHOLE, Sample, Subject, TimingRules, measure
 from centernet_trt.evaluation.environment import device_record
+from centernet_trt.progress import Progress
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import close_all
 from centernet_trt.runtime.detector import Detector

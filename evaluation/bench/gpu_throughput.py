@@ -8,9 +8,9 @@ from typing import Any, Self
 from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
 from centernet_trt.evaluation.bench.gpu_stages import given_as
 from centernet_trt.evaluation.bench.host_stages import Picture, make_batches
-from centernet_trt.evaluation.bench.latency import Progress
 from centernet_trt.evaluation.bench.report import ThroughputRecord
 from centernet_trt.evaluation.bench.throughput import Request, drive
+from centernet_trt.progress import Progress
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import Device, close_all
 from centernet_trt.runtime.detector import Detector

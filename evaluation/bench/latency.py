@@ -13,12 +13,10 @@ from centernet_trt.evaluation.bench.host_stages import (
 )
 from centernet_trt.evaluation.bench.report import Series
 from centernet_trt.evaluation.bench.timing import Sample, StageClock, Subject, TimingRules, WallClock, measure
+from centernet_trt.progress import Progress
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detector import Detector
 from centernet_trt.runtime.host.onnxruntime import Mode
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, how many are done, how many there are)."""
 
 
 def pipelines_in_turn(

@@ -16,7 +16,7 @@ from centernet_trt.evaluation.bench.host_stages import (
     load_pictures,
     make_batches,
 )
-from centernet_trt.evaluation.bench.latency import Progress, distinct_names, one_image
+from centernet_trt.evaluation.bench.latency import distinct_names, one_image
 from centernet_trt.evaluation.bench.report import (
     NETWORK_ALONE,
     BenchReport,
@@ -37,6 +37,7 @@ from centernet_trt.evaluation.bench.roofline import (
 from centernet_trt.evaluation.bench.throughput import Request, drive
 from centernet_trt.evaluation.bench.timing import Sample, Subject, TimingRules, WallClock, measure
 from centernet_trt.evaluation.environment import environment
+from centernet_trt.progress import Progress
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detector import Detector
 from centernet_trt.runtime.geometry import place

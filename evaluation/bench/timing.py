@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from centernet_trt.errors import InputError
+from centernet_trt.progress import Progress
 
 Now = Callable[[], float]
 """A clock's reading in seconds, never going back: `time.perf_counter`, or a test's own."""
@@ -132,7 +133,7 @@ def measure(
     subjects: Mapping[str, Subject],
     rules: TimingRules,
     now: Now = time.perf_counter,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, list[list[Sample]]]:
     """Samples of each subject, by window.
 

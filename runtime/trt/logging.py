@@ -2,18 +2,17 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from centernet_trt.progress import Progress
 
 __all__ = ["LogLine", "Progress", "capture", "important", "logger_for", "monitor_for", "take_interrupt"]
 
 LogLine = tuple[str, str]
 """(severity, text); the severity is INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, steps done, steps of the phase) as the build goes on, possibly from other threads."""
 
 _LEVELS = {
     "INTERNAL_ERROR": logging.ERROR,

@@ -197,7 +197,7 @@ def test_the_bundle_is_the_same(
 KILLED = """
 import os, signal, sys, tempfile
 from pathlib import Path
-from centernet_trt.builder.weights import weights_outside
+from centernet_trt.builder.graph.external_data import weights_outside
 with weights_outside():
     print(*Path(tempfile.gettempdir()).glob("centernet-trt-weights-*"), flush=True)
     if sys.argv[1] == "wait":
