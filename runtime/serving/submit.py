@@ -86,7 +86,7 @@ class Submissions:
         if not requests:
             return [self._augmented(job) for job in jobs]
         found = self._run(requests)
-        return [job.options.chosen(detections) for detections, job in zip(found, jobs, strict=True)]
+        return [job.options.filter_classes(detections) for detections, job in zip(found, jobs, strict=True)]
 
     def _augmented(self, job: _Job) -> Detections | Exception:
         assert not isinstance(job.image, InferenceRequest)

@@ -66,7 +66,7 @@ def test_wrong_arrays_are_still_refused(manifest: Manifest, wrong: Any) -> None:
 def test_the_backend_is_asked_and_sizes_are_remembered(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "_REMEMBERED", 3)
+    monkeypatch.setattr(intake, "_MAX_CACHED_SIZES", 3)
     known = InputPreparer(manifest)
     placed: list[tuple[int, int]] = []
 
