@@ -87,7 +87,7 @@ class Detections:
             )
         if wanted < 0 or (self.class_names and wanted >= len(self.class_names)):
             expected = f"0..{len(self.class_names) - 1}" if self.class_names else "0 or more"
-            raise InputError(f"expected a class index of {expected}, got {wanted}")
+            raise InputError(f"there is no class {wanted}: expected {expected}")
         return int(wanted)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:

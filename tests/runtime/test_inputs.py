@@ -96,7 +96,7 @@ def test_an_image_for_augmentation() -> None:
     assert host_image(array).shape == (4, 5, 3)
 
     source: Any = SimpleNamespace(__cuda_array_interface__={})
-    with pytest.raises(InputError, match="with tta=, which prepares images on the host"):
+    with pytest.raises(InputError, match="expected an image on the host with tta="):
         host_image(source)
 
 
