@@ -161,7 +161,7 @@ class Watched:
         )
         self._calls = calls_of(loaded, pipeline, batch)
         places: list[tuple[Any, str, str]] = [
-            (loaded._intake, "prepare", "check and place the image"),
+            (loaded._inputs, "prepare", "check and place the image"),
             (pipeline, "run", "take a stream"),
         ]
         for lane in pipeline._lanes:

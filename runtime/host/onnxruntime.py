@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: fast mode, and faithful mode with per-operator rounding."""
+"""Open and run ONNX Runtime sessions: in fast mode, faithful to the types of the graph, or faithful to Q/DQ."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ fp32 and Q/DQ as ONNX defines them; its threads do not spin.
 def allocate_heads(
     manifest: Manifest, batch: int, height: int, width: int
 ) -> dict[str, npt.NDArray[np.floating]]:
-    """Host arrays for the heads, by name, in the element types of the manifest."""
+    """Allocate host arrays for the heads, by name, in the manifest's element types."""
     dtypes = {head.name: np.dtype(head.dtype) for head in manifest.heads}
     return {
         name: np.empty(shape, dtype=dtypes[name])
@@ -56,10 +56,10 @@ class OnnxRuntimeExecutor:
         """Load the graph.
 
         Args:
-            model: the typed graph of the bundle.
+            model: path of the bundle's typed graph.
             manifest: of the same bundle.
-            mode: `fast` or `faithful`.
-            threads: of one `run`; None for ONNX Runtime's own choice.
+            mode: see `SessionMode`.
+            threads: threads of one `run`; None for ONNX Runtime's own choice.
 
         Raises:
             BackendError: ONNX Runtime is missing or refuses the graph.
@@ -70,7 +70,7 @@ class OnnxRuntimeExecutor:
 
     @property
     def note(self) -> str:
-        """Says that TensorRT was not run."""
+        """Note for the user that TensorRT was not run."""
         plan = "the plan was built, not run" if self._manifest.plans else "no plan was built"
         return f"network ran in ONNX Runtime ({self._mode} mode); {plan}"
 
@@ -79,10 +79,14 @@ class OnnxRuntimeExecutor:
         inputs: Mapping[str, npt.NDArray[np.floating]],
         outputs: Mapping[str, npt.NDArray[np.floating]],
     ) -> None:
-        """Compute the outputs, in place, from the inputs; both C-contiguous arrays of the manifest's types.
+        """Run the network.
+
+        Args:
+            inputs: C-contiguous arrays of the manifest's types, by name.
+            outputs: likewise; they are filled.
 
         Raises:
-            BackendError: ONNX Runtime failed; its own words are in the message.
+            BackendError: ONNX Runtime failed; its message is included.
         """
         binding = self._session.io_binding()
         for name, array in inputs.items():

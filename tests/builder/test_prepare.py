@@ -15,7 +15,7 @@ from centernet_trt.runtime.manifest import ShapeRange
 
 GROW = """
 import numpy as np
-from centernet_trt.builder.progress import peak_memory
+from centernet_trt.builder.prepare import peak_memory
 before = peak_memory()
 block = np.ones(200_000_000, np.uint8)
 grown = peak_memory()

@@ -232,7 +232,7 @@ import sys
 from pathlib import Path
 from helpers.tiny_centernet import tiny_spec
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.progress import peak_memory
+from centernet_trt.builder.prepare import peak_memory
 from centernet_trt.runtime.manifest import ShapeRange
 side, two = ShapeRange.of(32, 32, 32), ShapeRange.of(1, 1, 2)
 folder = Path(sys.argv[1])
