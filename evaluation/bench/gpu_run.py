@@ -130,7 +130,7 @@ def _finish(
         )
     except BackendError as error:  # what was measured so far shall not be lost
         notes.append(f"{bench.name}: no time to first detection: {error.message}")
-    plan = bench.staged.pipeline._executor.plan
+    plan = bench.staged.pipeline.executor.plan
     return Measured(bench.name, bench.bundle, plan, series, rows, cold)
 
 

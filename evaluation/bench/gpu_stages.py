@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -17,23 +17,20 @@ from centernet_trt.errors import CenterNetError
 from centernet_trt.evaluation.bench.gpu_timer import CacheState, DeviceTensor, EventClock, GpuTimer
 from centernet_trt.evaluation.bench.host_stages import Picture
 from centernet_trt.evaluation.bench.timing import WHOLE, Sample, StageClock, Subject
-from centernet_trt.kernels.launch import DecodePlan, PreprocessPlan
-from centernet_trt.kernels.structs import DecodeParams, PreprocessParams
 from centernet_trt.runtime.backend import GpuOptions, InferenceRequest
 from centernet_trt.runtime.backend import LoadedImage as RuntimePicture
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.cuda.device import Device, close_all
+from centernet_trt.runtime.cuda.device import close_all
 from centernet_trt.runtime.cuda.interop import device_image, is_device_array
 from centernet_trt.runtime.cuda.resources import Graph, Stream
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.geometry import Placement, place
 from centernet_trt.runtime.gpu.backend import GpuBackend
-from centernet_trt.runtime.gpu.kernels import Kernels
+from centernet_trt.runtime.gpu.lane import STAGES
 from centernet_trt.runtime.host.preprocess import preprocess
 from centernet_trt.runtime.trt.context import NetworkContext
 
 InputKind = Literal["pageable", "pinned", "device"]
-STAGES = ("upload", "preprocess", "network", "decode", "download")
 
 
 class StagedPipeline:
@@ -49,10 +46,9 @@ class StagedPipeline:
             BundleError, BackendError, CudaError: as `GpuBackend.load`.
         """
         self.bundle = bundle
-        self.pipeline = _MarkedPipeline.load(bundle, replace(options, streams=1, cuda_graph=False))
+        self.pipeline = GpuBackend.load(bundle, replace(options, streams=1, cuda_graph=False))
         try:
-            self._lane = self.pipeline._lanes[0]
-            self.timer = GpuTimer(self.pipeline.device, self._lane.buffers.stream)
+            self.timer = GpuTimer(self.pipeline.device, *self.pipeline.streams)
         except BaseException:
             self.pipeline.close()
             raise
@@ -66,47 +62,19 @@ class StagedPipeline:
         source: Any = picture.pixels
         image: RuntimePicture = device_image(source) if is_device_array(source) else source
         placement = place(self.bundle.manifest.spec.input, image.shape[1], image.shape[0])
-        self.pipeline.clock = clock
+
+        def mark(stage: str) -> None:
+            clock.mark(stage)
+            if stage == STAGES[-1] and isinstance(clock, EventClock):
+                clock.seal()
+
         clock.start()
-        self._lane.start([InferenceRequest(image, placement)])
-        clock.mark("download")
-        if isinstance(clock, EventClock):
-            clock.seal()
-        return self._lane.finish()[0]
+        return self.pipeline.run([[InferenceRequest(image, placement)]], mark)[0][0]
 
     def close(self) -> None:
         """Free everything."""
         self.timer.close()
         self.pipeline.close()
-
-
-class _MarkedPipeline(GpuBackend):
-    """A GpuBackend whose kernels mark where the stages end, on whatever clock is set."""
-
-    clock: StageClock
-
-    def _open_kernels(self, device: Device) -> Kernels:
-        return cast(Kernels, _MarkedKernels(super()._open_kernels(device), self))
-
-
-class _MarkedKernels:
-    """Kernels around which the stages end: the upload before the first, the network before the second."""
-
-    def __init__(self, kernels: Kernels, pipeline: _MarkedPipeline) -> None:
-        self._kernels, self._pipeline = kernels, pipeline
-
-    def preprocess(self, stream: Stream, plan: PreprocessPlan, params: PreprocessParams) -> None:
-        self._pipeline.clock.mark("upload")
-        self._kernels.preprocess(stream, plan, params)
-        self._pipeline.clock.mark("preprocess")
-
-    def decode(self, stream: Stream, plan: DecodePlan, params: DecodeParams) -> None:
-        self._pipeline.clock.mark("network")
-        self._kernels.decode(stream, plan, params)
-        self._pipeline.clock.mark("decode")
-
-    def close(self) -> None:
-        self._kernels.close()
 
 
 class NetworkAlone:
@@ -142,7 +110,7 @@ class NetworkAlone:
             raise
 
     def _bind(self, staged: StagedPipeline, tensor: Any) -> NetworkContext | Graph:
-        executor, device, stream = staged.pipeline._executor, self._timer.device, self._timer.stream
+        executor, device, stream = staged.pipeline.executor, self._timer.device, self._timer.stream
         manifest = staged.bundle.manifest
         batch, _, height, width = tensor.shape
         tensors = {manifest.input.name: self._keep(DeviceTensor.of(device, tensor, stream))}
