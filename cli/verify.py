@@ -139,7 +139,7 @@ def _images(
     """The annotations, where there are some, and the images to compare on: those annotated, else all."""
     from centernet_trt.calib_data import sample_images
     from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
-    from centernet_trt.evaluation.bench.host_stages import pick_images
+    from centernet_trt.evaluation.bench.throughput import pick_images
 
     if annotations is not None:
         if folder is None:

@@ -236,6 +236,11 @@ class GpuBackend:
         return tuple(lane.buffers.stream for lane in self._lanes)
 
     @property
+    def recorded(self) -> bool:
+        """Whether every shape that has run so far, and is kept, runs as a CUDA graph."""
+        return all(recorded for lane in self._lanes for recorded in lane.programs.values())
+
+    @property
     def memory(self) -> MemoryUse:
         """What is allocated, and for what."""
         use = memory_use(self.options.streams, self._memory, self.executor.plan.bytes, self._levels.nbytes)

@@ -25,8 +25,8 @@ class HostBackend:
     def __init__(
         self, executor: OnnxRuntimeExecutor, manifest: Manifest, max_batch: int | None = None
     ) -> None:
-        """Take over an executor."""
-        self._executor, self._manifest = executor, manifest
+        """Take over an executor; it is closed with the backend."""
+        self.executor, self._manifest = executor, manifest
         self.note = executor.note
         self.max_batch = max_batch or max(profile.batch.max for profile in manifest.profiles)
         self.memory = MemoryUse()
@@ -94,7 +94,7 @@ class HostBackend:
         batch_to_run(manifest.profiles, len(tensor), *tensor.shape[2:])
         heads = allocate_heads(manifest, *(len(tensor), *tensor.shape[2:]))
         check_heads({name: head.shape for name, head in heads.items()}, manifest.spec)
-        self._executor.run({manifest.input.name: tensor}, heads)
+        self.executor.run({manifest.input.name: tensor}, heads)
         return heads
 
     def warm(self, batches: Iterable[Batch]) -> None:
@@ -103,4 +103,4 @@ class HostBackend:
 
     def close(self) -> None:
         """Drop the session."""
-        self._executor.close()
+        self.executor.close()
