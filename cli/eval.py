@@ -181,15 +181,13 @@ def _drop(truth: "CocoGroundTruth", first: list[Row], rows: list[Row], progress:
 
 def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Progress) -> list[Row]:
     """Time every bundle on up to eight of the annotated images, interleaved; statistics of one image each."""
-    from centernet_trt.evaluation.bench.latency import pipelines_in_turn
+    from centernet_trt.evaluation.bench.run import measure_latency
     from centernet_trt.evaluation.environment import environment
 
     count = min(8, len(truth.images))
     paths = [truth.images[row * len(truth.images) // count].path for row in range(count)]
     task = progress.add_task("timing", total=None)
-    found = pipelines_in_turn(
-        bundles, paths, lambda what, done, total: progress.update(task, description=what)
-    )
+    found = measure_latency(bundles, paths, lambda what, done, total: progress.update(task, description=what))
     machine = environment()
     where = {"cpu": machine.cpu, "cores": machine.cores}
     return [

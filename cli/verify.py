@@ -163,7 +163,7 @@ def _images(
     """Read the annotations, if any, and choose the images: those annotated, or all."""
     from centernet_trt.calib_data import sample_images
     from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
-    from centernet_trt.evaluation.bench.host_stages import pick_images
+    from centernet_trt.evaluation.bench.throughput import pick_images
 
     if annotations is not None:
         if folder is None:
