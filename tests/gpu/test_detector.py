@@ -1,6 +1,6 @@
 """The whole way on a real GPU with a real TensorRT: a bundle built here, against the ONNX Runtime backend.
 
-Not for the stand-in driver: TensorRT talks to the real one. What the stand-in can check is in tests/runtime/test_pipeline.py.
+Not for the stand-in driver: TensorRT talks to the real one. What the stand-in can check is in tests/standin.
 """
 
 import os

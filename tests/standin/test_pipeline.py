@@ -1,4 +1,4 @@
-"""The pipeline and the Detector on the stand-in driver with the fake of TensorRT; run by tests/runtime/test_pipeline.py."""
+"""The pipeline and the Detector on the stand-in driver with the fake of TensorRT."""
 
 import logging
 import os
@@ -11,17 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from centernet_trt.errors import BackendError, CudaError, InputError
-from centernet_trt.runtime import BatchError, Detector
-from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.cuda.binding import BindingName
-from centernet_trt.runtime.gpu import lane as ranges
-from centernet_trt.runtime.gpu.backend import GpuBackend
-from centernet_trt.runtime.gpu.buffers import StreamBuffers
 from helpers import fake_tensorrt
 from helpers.fake_tensorrt import Faults
-from helpers.standin_world import (
+from helpers.standin_pipeline import (
     BINDINGS,
     counted,
     counts,
@@ -33,17 +25,17 @@ from helpers.standin_world import (
     tiny,
     world,
 )
+from helpers.standin_session import ON_STANDIN
 
+from centernet_trt.errors import BackendError, CudaError, InputError
+from centernet_trt.runtime import BatchError, Detector
+from centernet_trt.runtime.bundle import EngineBundle
+from centernet_trt.runtime.cuda.binding import BindingName
+from centernet_trt.runtime.gpu import lane as ranges
+from centernet_trt.runtime.gpu.backend import GpuBackend
+from centernet_trt.runtime.gpu.buffers import StreamBuffers
 
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    with world(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> EngineBundle:
-    return tiny(tmp_path)
+pytestmark = ON_STANDIN
 
 
 @pytest.mark.parametrize("binding", BINDINGS)

@@ -1,4 +1,4 @@
-"""How images reach the GPU: from pageable, page-locked and GPU memory; run by tests/runtime/test_pipeline.py."""
+"""How images reach the GPU: from pageable, page-locked and GPU memory."""
 
 import ctypes
 import gc
@@ -9,6 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import fake_tensorrt
+from helpers.fake_tensorrt import Faults
+from helpers.standin_pipeline import (
+    BINDINGS,
+    counted,
+    load,
+    on_host,
+    pictures,
+    pipeline_of,
+    same,
+    tiny,
+)
+from helpers.standin_session import ON_STANDIN
 
 from centernet_trt.errors import BackendError, InputError
 from centernet_trt.runtime.bundle import EngineBundle
@@ -16,20 +29,8 @@ from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.cuda.cuda_bindings import CudaBindings
 from centernet_trt.runtime.cuda.pycuda import PyCuda
 from centernet_trt.runtime.gpu.buffers import descriptor_bytes
-from helpers import fake_tensorrt
-from helpers.fake_tensorrt import Faults
-from helpers.standin_world import BINDINGS, counted, load, on_host, pictures, pipeline_of, same, tiny, world
 
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    with world(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> EngineBundle:
-    return tiny(tmp_path)
+pytestmark = ON_STANDIN
 
 
 @contextmanager

@@ -1,43 +1,14 @@
-"""The GPU pipeline on the stand-in driver: each file of cases in a process of its own."""
+"""A detector at the exit of its process, on the stand-in driver."""
 
 import importlib.util
 
 import pytest
-from helpers.standin_session import run_on_standin, run_script
-
-FAST = "not slow and not shared"
-
-
-@pytest.mark.parametrize("cases", ["pipeline", "thread", "upload", "fault", "engine", "profile"])
-def test_on_the_standin_driver(cases: str) -> None:
-    run_on_standin(f"tests/helpers/{cases}_cases.py", "-m", FAST)
-
-
-def test_the_kernels_by_themselves() -> None:
-    run_on_standin("tests/gpu/test_gpu_ops.py", "-m", "gpu")
-
-
-@pytest.mark.shared
-def test_real_models_on_photographs() -> None:
-    run_on_standin("tests/helpers/photo_cases.py", "-m", "not slow")
-
-
-@pytest.mark.slow
-@pytest.mark.shared
-def test_real_models_on_more_streams() -> None:
-    run_on_standin("tests/helpers/photo_cases.py", "-m", "slow")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cases", ["fault", "soak"])
-def test_slow_cases_on_the_standin_driver(cases: str) -> None:
-    run_on_standin(f"tests/helpers/{cases}_cases.py", "-m", "slow")
-
+from helpers.standin_process import run_script
 
 EXIT = """
 import sys
 from pathlib import Path
-from helpers.standin_world import pictures, tiny, world
+from helpers.standin_pipeline import pictures, tiny, world
 from centernet_trt.runtime import Detector
 scope = world(Path(sys.argv[1]))
 scope.__enter__()
