@@ -51,7 +51,7 @@ lint: $(VENV)/.dev ## ruff, mypy (strict) and basedpyright
 
 PYTEST = $(BIN)/python -m pytest -rs -n $(JOBS)
 # In a session of their own: the driver is found by the environment that a process starts with. The device tests run there too.
-ON_STANDIN = --standin tests/standin tests/gpu benchmarks/tests/standin
+ON_STANDIN = --standin tests/standin $(addprefix tests/gpu/test_,driver.py gpu_ops.py kernels.py) benchmarks/tests/standin
 
 .PHONY: test
 test: lint ## lint, then every test but the slow ones (what CI runs)

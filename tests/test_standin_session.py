@@ -11,12 +11,12 @@ from helpers.standin_session import FAULTY, run_session
 
 PREPARE = """
 import atexit, ctypes, os
-driver = ctypes.CDLL("libcuda.so.1")
-assert driver.cuInit(0) == 0
-context, memory = ctypes.c_void_p(), ctypes.c_uint64()
-assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
-assert driver.cuCtxPushCurrent_v2(context) == 0
 def test_planted():
+    driver = ctypes.CDLL("libcuda.so.1")
+    context, memory = ctypes.c_void_p(), ctypes.c_uint64()
+    assert driver.cuInit(0) == 0
+    assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+    assert driver.cuCtxPushCurrent_v2(context) == 0
     assert driver.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(64)) == 0
 """
 END = """

@@ -71,7 +71,7 @@ def world(folder: Path, flavour: str = "rtx", version: str | None = None) -> Ite
         patch.setattr(fake_tensorrt, "FAULTS", faults)
         module = fake_tensorrt.make_module(flavour, version or VERSIONS[flavour])
         patch.setitem(sys.modules, module.__name__, module)
-        patch.setattr("centernet_trt.cache.cache_dir", lambda: folder / "cache")
+        patch.setattr("centernet_trt.runtime.trt.engine.cache_dir", lambda: folder / "cache")
         yield faults
         assert not faults.broken, faults.broken
         assert not list(fake_tensorrt.LIVE), "objects of TensorRT are alive after close()"

@@ -272,7 +272,7 @@ class Wrong(StagedPipeline):
 def test_what_is_timed_must_be_what_the_product_answers(
     tmp_path: Path, faults: Faults, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("centernet_trt.evaluation.bench.gpu_stages.StagedPipeline", Wrong)
+    monkeypatch.setattr("centernet_trt.evaluation.bench.gpu_run.StagedPipeline", Wrong)
     with pytest.raises(BackendError, match=r"does not find in 0\.png what Detector finds"):
         run_gpu_bench([tiny(tmp_path)], images, OPTIONS)
     with pytest.raises(InputError, match="no bundle"):

@@ -41,7 +41,7 @@ def bundle(folder: Path) -> EngineBundle:
 @pytest.fixture
 def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     toolchain = find_toolchain()  # looked for once instead of hundreds of times
-    monkeypatch.setattr("centernet_trt.kernels.compile.find_toolchain", lambda: toolchain)
+    monkeypatch.setattr("centernet_trt.runtime.gpu.kernels.find_toolchain", lambda: toolchain)
     with world(tmp_path) as found:
         yield found
 
