@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from helpers.detector_parts import programs
 from helpers.fake_bundle import write_bundle
-from helpers.standin_pipeline import BINDINGS, half_heads, load, on_host, programs, same, world
+from helpers.standin_pipeline import BINDINGS, half_heads, load, on_host, same, world
 from helpers.standin_session import ON_STANDIN
 from helpers.threads import in_threads
 

@@ -6,17 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.detector_parts import gpu_backend, programs
 from helpers.fake_tensorrt import Faults
-from helpers.standin_pipeline import (
-    BINDINGS,
-    load,
-    on_host,
-    pictures,
-    pipeline_of,
-    programs,
-    same,
-    tiny,
-)
+from helpers.standin_pipeline import BINDINGS, load, on_host, pictures, same, tiny
 from helpers.standin_session import ON_STANDIN
 from helpers.threads import LONG, in_threads
 
@@ -189,7 +181,7 @@ def test_close_waits_for_what_runs(bundle: EngineBundle, faults: Faults) -> None
         wanted = host.detect(image, 0.3)
     detector = load(bundle, streams=2)
     detector.warmup([(60, 60)], batches=[1])
-    pipeline = pipeline_of(detector)
+    pipeline = gpu_backend(detector)
     started = threading.Barrier(5)
     refusals: list[str] = []
 
