@@ -9,6 +9,8 @@ from helpers import standin_driver
 from helpers.cpu_build import ROOT
 from helpers.standin_session import FAULTY, run_session
 
+import centernet_trt
+
 PREPARE = """
 import atexit, ctypes, os
 def test_planted():
@@ -65,7 +67,7 @@ def test_without_the_standin_they_are_skipped_with_the_command() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 skipped" in done.stdout
-    reason = standin_driver.why_not() or "python -m pytest --standin tests/standin"
+    reason = standin_driver.why_not() or "python -m pytest --standin FILE"
     assert reason in " ".join(done.stdout.split())
 
 
@@ -74,3 +76,9 @@ def test_every_file_of_the_standin_carries_its_marks() -> None:
     folders = (ROOT / "tests" / "standin", ROOT / "benchmarks" / "tests" / "standin")
     for path in (path for folder in folders for path in folder.glob("test_*.py")):
         assert "\npytestmark = ON_STANDIN" in path.read_text() or "*ON_STANDIN" in path.read_text(), path
+
+
+def test_child_processes_import_the_tree_under_test() -> None:
+    code = "import centernet_trt.runtime, helpers; print(centernet_trt.__path__[0], helpers.__path__[0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [centernet_trt.__path__[0], str(ROOT / "tests" / "helpers")]

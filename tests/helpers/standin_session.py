@@ -23,8 +23,7 @@ ON_STANDIN = [
     pytest.mark.standin,
     pytest.mark.skipif(
         not IN_STANDIN,
-        reason=standin_driver.why_not()
-        or "runs on the stand-in driver: python -m pytest --standin tests/standin",
+        reason=standin_driver.why_not() or "runs on the stand-in driver: python -m pytest --standin FILE",
     ),
 ]
 """`pytestmark` of the files that need the stand-in driver."""
