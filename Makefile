@@ -49,13 +49,19 @@ lint: $(VENV)/.dev ## ruff, mypy (strict) and basedpyright
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py benchmarks/tools/*.py
 
+PYTEST = $(BIN)/python -m pytest -rs -n $(JOBS)
+# In a session of their own: the driver is found by the environment that a process starts with. The device tests run there too.
+ON_STANDIN = --standin tests/standin $(addprefix tests/gpu/test_,driver.py gpu_ops.py kernels.py) benchmarks/tests/standin
+
 .PHONY: test
 test: lint ## lint, then every test but the slow ones (what CI runs)
-	$(BIN)/python -m pytest -rs -n $(JOBS) -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu and not standin'
+	$(PYTEST) -m 'not slow' $(ON_STANDIN)
 
 .PHONY: test-all
 test-all: lint ## every test
-	$(BIN)/python -m pytest -rs -n $(JOBS)
+	$(PYTEST) -m 'not standin'
+	$(PYTEST) $(ON_STANDIN)
 
 .PHONY: docs-check
 docs-check: $(VENV)/.dev ## the measured parts of the pages are what benchmarks/results/ says

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import onnx
 import pytest
 from helpers.bench_reports import made_up_entry, made_up_report
 from helpers.tiny_bundle import write_tiny_bundle
-from helpers.tiny_centernet import save_tiny_model, scene, tiny_model
+from helpers.tiny_centernet import save_tiny_model, tiny_model
 from onnx import numpy_helper
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.cli import app
 from centernet_trt.evaluation.bench import run as benchmark
 from centernet_trt.evaluation.bench.report import read_report
 from centernet_trt.evaluation.bench.roofline import MachineRates
@@ -24,41 +22,12 @@ from centernet_trt.evaluation.bench.roofline import MachineRates
 SHORT = ["--duration", "0.05", "--iterations", "3", "--warmup", "0", "--allow-short"]
 
 
-class Result:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, " ".join(err.split())
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["centernet-trt", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        printed = capsys.readouterr()
-        code = stop.value.code
-        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
-
-    return call
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for name, image in {"a.png": scene(), "b.png": scene(70, 100)}.items():
-        (folder / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    return folder
-
-
 @pytest.fixture
 def annotations(tmp_path: Path) -> Path:
     data = {
         "images": [
             {"id": row, "file_name": name, "width": 96, "height": 64}
-            for row, name in enumerate(["a.png", "b.png"])
+            for row, name in enumerate(["a.png", "b.jpg"])
         ],
         "annotations": [
             {"id": 1, "image_id": 0, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}

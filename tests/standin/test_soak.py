@@ -1,14 +1,17 @@
-"""A long run: nothing grows. Slow; run by tests/runtime/test_pipeline.py."""
+"""A long run: nothing grows."""
 
 import gc
 from pathlib import Path
 
 import pytest
+from helpers.detector_parts import gpu_backend
+from helpers.standin_pipeline import BINDINGS, counts, pictures, same, tiny, world
+from helpers.standin_session import ON_STANDIN
 
 from centernet_trt.runtime import Detector
 from centernet_trt.runtime.cuda.binding import BindingName
-from centernet_trt.runtime.gpu.backend import GpuBackend
-from helpers.standin_world import BINDINGS, counts, pictures, same, tiny, world
+
+pytestmark = ON_STANDIN
 
 CALLS = 20_000
 
@@ -30,8 +33,7 @@ def test_soak(tmp_path: Path, binding: BindingName) -> None:
         with Detector.load(
             tiny(tmp_path), backend="tensorrt", max_pixels=10000, binding=binding, max_graphs=3
         ) as detector:
-            backend = detector._backend
-            assert isinstance(backend, GpuBackend)
+            backend = gpu_backend(detector)
             memory = []
             pinned = detector.pinned_image(20, 20)
             pinned[...] = batches[0][0]

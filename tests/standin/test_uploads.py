@@ -1,4 +1,4 @@
-"""How images reach the GPU: from pageable, page-locked and GPU memory; run by tests/runtime/test_pipeline.py."""
+"""How images reach the GPU: from pageable, page-locked and GPU memory."""
 
 import ctypes
 import gc
@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import fake_tensorrt
+from helpers.detector_parts import gpu_backend
+from helpers.fake_tensorrt import Faults
+from helpers.standin_pipeline import BINDINGS, counted, load, on_host, pictures, same, tiny
+from helpers.standin_session import ON_STANDIN
 
 from centernet_trt.errors import BackendError, InputError
 from centernet_trt.runtime.bundle import EngineBundle
@@ -16,20 +21,8 @@ from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.cuda.cuda_bindings import CudaBindings
 from centernet_trt.runtime.cuda.pycuda import PyCuda
 from centernet_trt.runtime.gpu.buffers import descriptor_bytes
-from helpers import fake_tensorrt
-from helpers.fake_tensorrt import Faults
-from helpers.standin_world import BINDINGS, counted, load, on_host, pictures, pipeline_of, same, tiny, world
 
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    with world(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> EngineBundle:
-    return tiny(tmp_path)
+pytestmark = ON_STANDIN
 
 
 @contextmanager
@@ -121,7 +114,7 @@ def test_pinned_memory_of_another_library(tmp_path: Path, faults: Faults, bindin
     (image,) = pictures(1, 128, 200)  # large enough to be worth a question to the driver
     small, bundle = image[:20, :20].copy(), tiny(tmp_path, sides=(32, 64, 256))
     with on_host(bundle) as host, load(bundle, binding=binding) as detector:
-        foreign = pipeline_of(detector).device.allocate_pinned(image.nbytes + small.nbytes)
+        foreign = gpu_backend(detector).device.allocate_pinned(image.nbytes + small.nbytes)
         theirs = foreign.array[: image.nbytes].reshape(image.shape)
         little = foreign.array[image.nbytes :].reshape(small.shape)
         theirs[...], little[...] = image, small
@@ -141,7 +134,7 @@ def test_pinned_images_are_counted_given_back_and_outlive_the_detector(
 ) -> None:
     (image,) = pictures(1, 60, 60)
     detector = load(bundle)
-    device, before = pipeline_of(detector).device, detector.memory
+    device, before = gpu_backend(detector).device, detector.memory
     kept, dropped = detector.pinned_image(60, 60), detector.pinned_image(30, 40)
     told = detector.memory
     assert told.pinned_total - before.pinned_total == kept.nbytes + dropped.nbytes
@@ -227,7 +220,7 @@ def test_images_in_gpu_memory(
 ) -> None:
     image = np.random.default_rng(1).integers(0, 256, (50, 60, channels), dtype=np.uint8)
     with on_host(bundle) as host, load(bundle) as detector:
-        device = pipeline_of(detector).device
+        device = gpu_backend(detector).device
         with device.current:
             resident = kind(image, 60 * channels + 17, stream)
         wanted = host.detect(image, 0.3)

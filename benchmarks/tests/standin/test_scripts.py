@@ -1,6 +1,6 @@
 """The scripts on the stand-in driver: what is timed is right, and nothing looks like a GPU's figure.
 
-Run by test_on_standin.py; times themselves are never looked at.
+Times themselves are never looked at.
 """
 
 import json
@@ -13,7 +13,8 @@ import pytest
 import soak
 from common import RESULTS, result
 from helpers.fake_tensorrt import Faults
-from helpers.standin_world import tiny, world
+from helpers.standin_pipeline import tiny, world
+from helpers.standin_session import ON_STANDIN
 from kernel_steps import DecodeStep, PreprocessStep
 from render import check_real, performance
 from rtx_try import Progress, attempt, profile_layers
@@ -27,6 +28,8 @@ from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.gpu.kernels import Kernels
 from centernet_trt.runtime.trt.context import TensorRTExecutor
+
+pytestmark = ON_STANDIN
 
 SHORT = TimingRules(0.0, 0.02, 3, 3, allow_short=True)
 

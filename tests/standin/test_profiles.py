@@ -1,10 +1,14 @@
-"""Bundles of several optimisation profiles on the stand-in driver; run by tests/runtime/test_pipeline.py."""
+"""Bundles of several optimisation profiles on the stand-in driver."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.fake_bundle import write_bundle
+from helpers.fake_tensorrt import Faults
+from helpers.standin_pipeline import pictures, same, world
+from helpers.standin_session import ON_STANDIN
+from helpers.tiny_centernet import tiny_model, tiny_spec
 
 from centernet_trt.errors import BundleError, InputError
 from centernet_trt.runtime import Detector
@@ -12,10 +16,8 @@ from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
 from centernet_trt.runtime.trt.engine import load_engine
-from helpers.fake_bundle import write_bundle
-from helpers.fake_tensorrt import Faults
-from helpers.standin_world import pictures, same, world
-from helpers.tiny_centernet import tiny_model, tiny_spec
+
+pytestmark = ON_STANDIN
 
 
 def profile(batch: str, height: str, width: str) -> ProfileRecord:
@@ -26,12 +28,6 @@ def profile(batch: str, height: str, width: str) -> ProfileRecord:
 # Numbers 1 and 2; number 0 is for one to three images of 32 to 64 pixels a side, tuned for 64.
 TALL = profile("4", "64", "32")
 LARGE = profile("1:2:8", "64:96:128", "64:96:128")
-
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    with world(tmp_path) as found:
-        yield found
 
 
 def bundle_of(folder: Path, flavour: str = "rtx", **plan: Any) -> EngineBundle:

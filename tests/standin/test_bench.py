@@ -1,6 +1,6 @@
 """The GPU benchmark on the stand-in driver: what is timed is right, and nothing looks like a GPU's figure.
 
-Run by tests/evaluation/test_gpu_on_standin.py; times themselves are never looked at.
+Times themselves are never looked at.
 """
 
 import json
@@ -13,6 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from helpers.fake_tensorrt import Faults
+from helpers.standin_pipeline import counted, pictures, tiny
+from helpers.standin_session import ON_STANDIN
 
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.bench.baselines import GpuNetwork
@@ -32,8 +35,8 @@ from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.gpu.lane import STAGES
-from helpers.fake_tensorrt import Faults
-from helpers.standin_world import counted, pictures, tiny, world
+
+pytestmark = ON_STANDIN
 
 SHORT = TimingRules(0.0, 0.02, 3, 3, allow_short=True)
 GPU = GpuOptions(max_pixels=10000, binding="cuda-bindings")
@@ -44,21 +47,9 @@ OPTIONS = BenchOptions(
 
 
 @pytest.fixture
-def device() -> Iterator[Device]:
-    with Device.open(0, "cuda-bindings") as opened:
-        yield opened
-
-
-@pytest.fixture
 def timer(device: Device) -> Iterator[GpuTimer]:
     with GpuTimer(device) as made:
         yield made
-
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    with world(tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import pytest
 
 from centernet_trt.runtime import Detections, Detector
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.images import BgrImage
 from helpers import fake_tensorrt
 from helpers.fake_bundle import VERSIONS, write_bundle
@@ -71,7 +70,7 @@ def world(folder: Path, flavour: str = "rtx", version: str | None = None) -> Ite
         patch.setattr(fake_tensorrt, "FAULTS", faults)
         module = fake_tensorrt.make_module(flavour, version or VERSIONS[flavour])
         patch.setitem(sys.modules, module.__name__, module)
-        patch.setattr("centernet_trt.cache.cache_dir", lambda: folder / "cache")
+        patch.setattr("centernet_trt.runtime.trt.engine.cache_dir", lambda: folder / "cache")
         yield faults
         assert not faults.broken, faults.broken
         assert not list(fake_tensorrt.LIVE), "objects of TensorRT are alive after close()"
@@ -134,15 +133,3 @@ def load(bundle: EngineBundle, **options: Any) -> Detector:
 def on_host(bundle: EngineBundle) -> Detector:
     """The same in ONNX Runtime: the oracle."""
     return Detector.load(bundle, backend="onnxruntime", threads=1)
-
-
-def pipeline_of(detector: Detector) -> GpuBackend:
-    """The pipeline behind a detector."""
-    backend = detector._backend
-    assert isinstance(backend, GpuBackend)
-    return backend
-
-
-def programs(detector: Detector) -> list[dict[tuple[int, int, int, int], bool]]:
-    """Of each stream: the shapes that it keeps, and whether each runs as a graph."""
-    return [lane.programs for lane in pipeline_of(detector)._lanes]

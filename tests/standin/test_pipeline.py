@@ -1,4 +1,4 @@
-"""The pipeline and the Detector on the stand-in driver with the fake of TensorRT; run by tests/runtime/test_pipeline.py."""
+"""The pipeline and the Detector on the stand-in driver with the fake of TensorRT."""
 
 import logging
 import os
@@ -11,39 +11,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import fake_tensorrt
+from helpers.detector_parts import gpu_backend, programs
+from helpers.fake_tensorrt import Faults
+from helpers.standin_pipeline import BINDINGS, counted, counts, load, on_host, pictures, same, tiny, world
+from helpers.standin_session import ON_STANDIN
 
 from centernet_trt.errors import BackendError, CudaError, InputError
 from centernet_trt.runtime import BatchError, Detector
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.gpu import lane as ranges
-from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.gpu.buffers import StreamBuffers
-from helpers import fake_tensorrt
-from helpers.fake_tensorrt import Faults
-from helpers.standin_world import (
-    BINDINGS,
-    counted,
-    counts,
-    load,
-    on_host,
-    pictures,
-    programs,
-    same,
-    tiny,
-    world,
-)
 
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    with world(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> EngineBundle:
-    return tiny(tmp_path)
+pytestmark = ON_STANDIN
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
@@ -174,8 +155,7 @@ def test_graphs_are_bounded(bundle: EngineBundle, faults: Faults) -> None:
 def test_memory_is_told_and_does_not_grow(bundle: EngineBundle, faults: Faults) -> None:
     with load(bundle, streams=2) as detector:
         told, before = detector.memory, counts().allocations
-        backend = detector._backend
-        assert isinstance(backend, GpuBackend)
+        backend = gpu_backend(detector)
         free = backend.device.free_memory()
         weights = told.device["weights"]
         assert told.device_total - weights == (1 << 32) - free
@@ -329,8 +309,7 @@ def test_the_bundle_may_be_removed_while_it_is_in_use(bundle: EngineBundle, faul
 
 def test_use_after_close(bundle: EngineBundle, faults: Faults) -> None:
     detector = load(bundle)
-    backend = detector._backend
-    assert isinstance(backend, GpuBackend)
+    backend = gpu_backend(detector)
     detector.detect(pictures(1, 60, 60)[0])
     detector.close()
     detector.close()

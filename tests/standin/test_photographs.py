@@ -1,4 +1,4 @@
-"""Real models on photographs, the pipeline against the ONNX Runtime backend; run by tests/runtime/test_pipeline.py."""
+"""Real models on photographs, the pipeline against the ONNX Runtime backend."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -7,6 +7,11 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from helpers.detector_parts import programs
+from helpers.fake_bundle import write_bundle
+from helpers.standin_pipeline import BINDINGS, half_heads, load, on_host, same, world
+from helpers.standin_session import ON_STANDIN
+from helpers.threads import in_threads
 
 from centernet_trt.runtime import Detections
 from centernet_trt.runtime.bundle import EngineBundle
@@ -14,11 +19,8 @@ from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.images import BgrImage
 from centernet_trt.runtime.presets import preset
 from centernet_trt.runtime.tta.augment import TestTimeAugmentation
-from helpers.fake_bundle import write_bundle
-from helpers.standin_world import BINDINGS, half_heads, load, on_host, programs, same, world
-from helpers.thread_cases import in_threads
 
-pytestmark = pytest.mark.shared
+pytestmark = [*ON_STANDIN, pytest.mark.shared]
 PIXELS = 640 * 640
 MODELS = {
     "centerface": ("centerface/centerface.onnx", "demo_images", (32, 320, 640)),

@@ -1,52 +1,23 @@
-"""Many threads on one detector, on both bindings and 1 to 4 streams; run by tests/runtime/test_pipeline.py."""
+"""Many threads on one detector, on both bindings and 1 to 4 streams."""
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.detector_parts import gpu_backend, programs
+from helpers.fake_tensorrt import Faults
+from helpers.standin_pipeline import BINDINGS, load, on_host, pictures, same, tiny
+from helpers.standin_session import ON_STANDIN
+from helpers.threads import LONG, in_threads
 
 from centernet_trt.errors import BackendError, InputError
 from centernet_trt.runtime import Batching
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import BindingName
-from helpers.fake_tensorrt import Faults
-from helpers.standin_world import BINDINGS, load, on_host, pictures, pipeline_of, programs, same, tiny, world
 
-LONG = 60.0
-
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    with world(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> EngineBundle:
-    return tiny(tmp_path)
-
-
-def in_threads(work: Callable[[int], None], count: int = 8) -> None:
-    """Call `work` with 0, 1, ... in as many threads at once; the first failure is raised here."""
-    failures: list[BaseException] = []
-
-    def guarded(number: int) -> None:
-        try:
-            work(number)
-        except BaseException as error:  # noqa: BLE001 - raised below
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(number,), daemon=True) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LONG)
-    assert not any(thread.is_alive() for thread in threads), "threads wait for each other"
-    if failures:
-        raise failures[0]
+pytestmark = ON_STANDIN
 
 
 @pytest.mark.parametrize("cuda_graph", [True, False])
@@ -210,7 +181,7 @@ def test_close_waits_for_what_runs(bundle: EngineBundle, faults: Faults) -> None
         wanted = host.detect(image, 0.3)
     detector = load(bundle, streams=2)
     detector.warmup([(60, 60)], batches=[1])
-    pipeline = pipeline_of(detector)
+    pipeline = gpu_backend(detector)
     started = threading.Barrier(5)
     refusals: list[str] = []
 

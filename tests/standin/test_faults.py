@@ -1,4 +1,4 @@
-"""Failures of the driver at every call, of TensorRT, and of the context; run by tests/runtime/test_pipeline.py."""
+"""Failures of the driver at every call, of TensorRT, and of the context."""
 
 import ctypes
 import logging
@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import fake_tensorrt
+from helpers.fake_tensorrt import Faults
+from helpers.faulty_binding import FaultyBindings, planted
+from helpers.standin_pipeline import pictures, same, tiny, world
+from helpers.standin_session import ON_STANDIN
 
 from centernet_trt.errors import CenterNetError, CudaError
 from centernet_trt.kernels.compile import find_toolchain
@@ -17,10 +22,8 @@ from centernet_trt.runtime.cuda.binding import DriverError
 from centernet_trt.runtime.geometry import place
 from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.images import BgrImage
-from helpers import fake_tensorrt
-from helpers.fake_tensorrt import Faults
-from helpers.faulty_binding import FaultyBindings, planted
-from helpers.standin_world import pictures, same, tiny, world
+
+pytestmark = ON_STANDIN
 
 OPTIONS = GpuOptions(streams=2, max_batch=2, max_pixels=64 * 64, max_graphs=1)
 
@@ -38,7 +41,7 @@ def bundle(folder: Path) -> EngineBundle:
 @pytest.fixture
 def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     toolchain = find_toolchain()  # looked for once instead of hundreds of times
-    monkeypatch.setattr("centernet_trt.kernels.compile.find_toolchain", lambda: toolchain)
+    monkeypatch.setattr("centernet_trt.runtime.gpu.kernels.find_toolchain", lambda: toolchain)
     with world(tmp_path) as found:
         yield found
 

@@ -1,14 +1,18 @@
-"""Loading a plan, and the network by itself; run by tests/runtime/test_pipeline.py."""
+"""Loading a plan, and the network by itself."""
 
 import gc
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.fake_bundle import write_bundle
+from helpers.fake_tensorrt import Faults
+from helpers.standin_pipeline import same, tiny, world
+from helpers.standin_session import ON_STANDIN
+from helpers.tiny_centernet import scene, tiny_model, tiny_spec
 
 from centernet_trt.errors import BackendError, BundleError, InputError
 from centernet_trt.runtime import Detector
@@ -22,22 +26,8 @@ from centernet_trt.runtime.host.onnxruntime import allocate_heads
 from centernet_trt.runtime.host.preprocess import preprocess
 from centernet_trt.runtime.trt.context import NetworkContext, TensorRTExecutor
 from centernet_trt.runtime.trt.engine import load_engine
-from helpers.fake_bundle import write_bundle
-from helpers.fake_tensorrt import Faults
-from helpers.standin_world import same, tiny, world
-from helpers.tiny_centernet import scene, tiny_model, tiny_spec
 
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    with world(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def device() -> Iterator[Device]:
-    with Device.open(0, "cuda-bindings") as opened:
-        yield opened
+pytestmark = ON_STANDIN
 
 
 def bundle_of(folder: Path, **plan: Any) -> EngineBundle:
