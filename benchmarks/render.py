@@ -293,7 +293,6 @@ def augmentation_table(data: Mapping[str, Any]) -> str:
 PARTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], str]]]] = {
     "README.md": {
         "accuracy": ("eval-coco.json", lambda data: model_table(data).markdown() + "\n"),
-        "host decode": ("host.json", lambda data: host_table(data).markdown() + "\n"),
     },
     "docs/models.md": {
         "verified": ("seed-models.json", verified_table),
