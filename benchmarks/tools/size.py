@@ -22,8 +22,11 @@ def docstring_lines(tree: ast.AST) -> set[int]:
     """Numbers of the lines that docstrings take, and strings that stand alone, which document constants."""
     lines: set[int] = set()
     for node in ast.walk(tree):
-        alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if alone and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             lines |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return lines
 
