@@ -68,6 +68,10 @@ docs-check: $(VENV)/.dev ## the measured parts of the pages are what benchmarks/
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python benchmarks/render.py
 	git diff --exit-code docs README.md
 
+.PHONY: size
+size: ## files and lines by folder; nothing fails on them
+	@$(PYTHON) benchmarks/tools/size.py
+
 # On a machine with a GPU. GPU_PYTHON=python3 takes that Python as it is, with no environment of ours and nothing installed.
 GPU_PYTHON ?= $(BIN)/python
 GPU_NEEDS := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)

@@ -294,7 +294,6 @@ def augmentation_table(data: Mapping[str, Any]) -> str:
 PARTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], str]]]] = {
     "README.md": {
         "accuracy": ("eval-coco.json", lambda data: model_table(data).markdown() + "\n"),
-        "host decode": ("host.json", lambda data: host_table(data).markdown() + "\n"),
     },
     "docs/builder.md": {"passes": ("", lambda _: describe_passes())},
     "docs/models.md": {
