@@ -12,7 +12,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-INSTALLED = ("src/centernet_trt", "kernels", "runtime", "evaluation", "builder", "cli", "engines", "calib_data")
+INSTALLED = (
+    "src/centernet_trt",
+    "kernels",
+    "runtime",
+    "evaluation",
+    "builder",
+    "cli",
+    "engines",
+    "calib_data",
+)
 OTHERS = ("benchmarks", "tests")
 CPP = {".cu", ".cuh", ".cpp", ".h"}
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)

@@ -1,6 +1,7 @@
 """Weights in files: the same graphs, bundles and errors as with weights in memory, and less memory."""
 
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
