@@ -208,7 +208,7 @@ def test_what_a_capture_forbids() -> None:
 
 def test_a_cubin_for_another_architecture_is_refused() -> None:
     succeeds("""
-        from centernet_trt.kernels.compiler import compile_module
+        from centernet_trt.kernels.compile import compile_module
         start()
         cubin = compile_module("preprocess", "sm_80", None).cubin
         result = cu.cuModuleLoadData(cubin)
@@ -255,7 +255,7 @@ def test_pycuda_itself() -> None:
         import pycuda.driver as cuda
         from helpers.official_heads import OFFICIAL, official_heads
         from helpers.kernel_runs import IDENTITY, DecodeRun, check_decode
-        from centernet_trt.kernels.compiler import compile_module
+        from centernet_trt.kernels.compile import compile_module
         class PyCuda:
             def __init__(self):
                 cuda.init()
