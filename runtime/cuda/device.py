@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Device:
-    """The primary context of a GPU, and the resources made in it. A context manager; finalizers free nothing, `close` does."""
+    """The primary context of a GPU and the resources made in it, freed by `close` alone. A context manager."""
 
     def __init__(self, binding: Binding, graphs: CudaBindings, info: DeviceInfo) -> None:
         """Use `Device.open`."""

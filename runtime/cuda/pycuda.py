@@ -30,7 +30,7 @@ class PyCuda(Binding):
             CudaError: the package cannot be imported, or there is no driver or device.
         """
         try:
-            from pycuda import driver
+            from pycuda import driver  # pyright: ignore[reportAttributeAccessIssue] # compiled, without stubs
         except ImportError as error:
             raise CudaError(f"PyCUDA cannot be imported: {error}", _INSTALL) from error
         self._cu: Any = driver

@@ -42,7 +42,7 @@ class HostBackend:
     def pinned_image(self, height: int, width: int) -> BgrImage:
         """An ordinary array: there is no GPU to lock its pages for."""
         if height < 1 or width < 1:
-            raise InputError(f"an image of {width}x{height} pixels was asked for, at least 1x1 was expected")
+            raise InputError(f"expected an image of at least 1x1 pixels, got {width}x{height}")
         return np.empty((height, width, 3), np.uint8)
 
     def run(self, batches: Iterable[Batch], mark: Mark | None = None) -> list[list[Detections]]:

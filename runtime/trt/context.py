@@ -180,7 +180,7 @@ class NetworkContext:
         self._context.profiler = profiler
 
     def capturable(self, stream: Stream) -> bool:
-        """Return whether the network can be captured in a CUDA graph; full TensorRT, which has no such query, always can."""
+        """Return whether the network can be captured in a CUDA graph; assumed of full TensorRT, which has no such query."""
         if not hasattr(self._context, "is_stream_capturable"):
             return True
         with self._executor.device.current:

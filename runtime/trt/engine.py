@@ -1,4 +1,4 @@
-"""load_engine: choose a plan, deserialise and check it. KernelCache: kernels that TensorRT for RTX compiles at run time."""
+"""load_engine: choose, deserialise and check a plan. KernelCache: kernels that TensorRT for RTX compiles."""
 
 import hashlib
 import logging

@@ -120,11 +120,11 @@ def test_remembered_descriptors_are_the_right_ones(batches: list[list[Any]], rem
     table = ImageDescriptors(ctypes.addressof(memory), spec)
     sizes = [(30, 20), (31, 20), (30, 20), (8, 9), (60, 60)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_table, "_REMEMBERED", remembered)
+        patch.setattr(image_table, "_MAX_CACHED", remembered)
         kept = [place(spec.input, *size) for size in sizes]
         for rows in batches:
             batch = len(rows) + 1
-            descriptors, first = table.of_batch(batch)
+            descriptors, first = table.get_table(batch)
             assert first == descriptor_bytes(batch)
             expected = []
             for row, (number, threshold, top_k, pixels, (pitch, channels)) in enumerate(rows):

@@ -101,9 +101,9 @@ def test_arrays_of_other_libraries() -> None:
     assert not is_device_array(np.zeros(3))
     assert not is_device_array("path")
     wrong: list[tuple[Any, str]] = [
-        (np.zeros(3), "an array in GPU memory was expected, found ndarray"),
-        (interface(typestr=">f4"), "little-endian numbers were expected"),
-        (interface(typestr="<c8"), "little-endian numbers were expected"),
+        (np.zeros(3), "expected an array in GPU memory, got ndarray"),
+        (interface(typestr=">f4"), "expected an array of little-endian numbers, got element type >f4"),
+        (interface(typestr="<c8"), "expected an array of little-endian numbers, got element type <c8"),
         (interface(mask=interface()), "a masked array"),
         (interface(stream=0), "names stream 0"),
     ]
@@ -113,7 +113,7 @@ def test_arrays_of_other_libraries() -> None:
 
 
 class Dlpack:
-    """NumPy's own capsule, said to lie on a GPU."""
+    """NumPy's own capsule, declared to be on a GPU."""
 
     def __init__(self, array: Any, fails: bool = False) -> None:
         self.array, self.fails = array, fails
@@ -138,7 +138,7 @@ def test_dlpack(dtype: str) -> None:
         dtype,
     )
     assert found.stream == 1
-    with pytest.raises(InputError, match="does not export itself by DLPack: requires grad"):
+    with pytest.raises(InputError, match="cannot be exported by DLPack: requires grad"):
         device_array(Dlpack(array, fails=True))
 
 
