@@ -118,6 +118,9 @@ def preset(name: str) -> ModelSpec:
     Args:
         name: one of PRESET_NAMES.
 
+    Returns:
+        The spec, with the official tensor names and sizes of that family.
+
     Raises:
         SpecError: there is no such preset.
     """
@@ -171,6 +174,9 @@ def read_spec(source: str) -> ModelSpec:
     Args:
         source: name of a preset, or path of a .toml or .json file with the fields of `ModelSpec`, which may have a key
             `preset` (see `spec_from_mapping`).
+
+    Returns:
+        The validated spec.
 
     Raises:
         SpecError: neither a preset nor a readable file, or not a valid spec.

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import InputError
+from centernet_trt.runtime.backend import Heads
 from centernet_trt.runtime.host.decode import FloatArray, to_score
 from centernet_trt.runtime.spec import BoxHead, ModelSpec, PointsExtra
 
-Heads = dict[str, npt.NDArray[np.float32]]
 FlipIndex = Mapping[str, Sequence[int] | None]
 
 

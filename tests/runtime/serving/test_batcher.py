@@ -189,7 +189,7 @@ def test_a_full_queue_refuses_waits_or_times_out() -> None:
         clock.advance(5.0)
         timed.join(LONG)
         assert isinstance(late[0], QueueFullError)
-        assert "no room within 5.0 s" in late[0].message
+        assert "no space within 5.0 s" in late[0].message
         patient = threading.Thread(target=submit, args=(5, None))
         patient.start()
         clock.until_waits()
