@@ -5,11 +5,12 @@ from onnx import ModelProto
 from centernet_trt.builder.graph.compare import HeadError, compare_models
 from centernet_trt.errors import ModelError, SpecError
 from centernet_trt.runtime.host.decode import check_heads
-from centernet_trt.runtime.manifest import HeadComparison, Precision
-from centernet_trt.runtime.spec import InputSpec, ModelSpec
+from centernet_trt.runtime.manifest import HeadComparison, Precision, ProfileRecord
+from centernet_trt.runtime.spec import FixedSize, InputSpec, ModelSpec
 
-__all__ = ["compare_with_source", "comparison_records", "head_channels", "input_values"]
+__all__ = ["batch_check_shape", "compare_with_source", "comparison_records", "head_channels", "input_values"]
 
+_BATCH_CHECK_SIDE = 128  # pixels; a large network takes seconds per image at its usual size
 FP32_TOLERANCE = 1e-4  # of a head's largest magnitude; the passes by themselves stay within 1e-5
 
 
@@ -18,6 +19,16 @@ def input_values(spec: InputSpec) -> tuple[float, float]:
     low = min(-mean / std for mean, std in zip(spec.mean, spec.std, strict=True))
     high = max((255 * spec.scale - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
     return low, high
+
+
+def batch_check_shape(spec: InputSpec, profile: ProfileRecord) -> tuple[int, int]:
+    """A small (height, width) of a profile: whether a batch is baked into a graph does not depend on the size."""
+    if isinstance(spec.size, FixedSize):
+        return spec.size.height, spec.size.width
+    step = spec.size.multiple
+    side = -(-_BATCH_CHECK_SIDE // step) * step
+    height, width = (max(sides.min, min(sides.opt, side)) for sides in (profile.height, profile.width))
+    return height, width
 
 
 def head_channels(found: dict[str, HeadError], spec: ModelSpec, shape: tuple[int, int]) -> dict[str, int]:
