@@ -18,10 +18,7 @@ from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.graph.compare import HeadError, check_dynamic_batch
 from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
 from centernet_trt.builder.graph.shapes import refresh_shapes
-from centernet_trt.builder.graph.source_comparison import (
-    compare_with_source,
-    input_values,
-)
+from centernet_trt.builder.graph.source_comparison import batch_check_shape, compare_with_source, input_values
 from centernet_trt.builder.int8.quantise import Int8Result, make_int8
 from centernet_trt.builder.int8.validate import Measured, measure
 from centernet_trt.builder.options import BuildOptions
@@ -34,20 +31,16 @@ from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quanti
 from centernet_trt.builder.progress import BuildReporter
 from centernet_trt.builder.source import load_source
 from centernet_trt.errors import InputError, SpecError
-from centernet_trt.runtime.manifest import (
-    PassRecord,
-    ProfileRecord,
-)
-from centernet_trt.runtime.spec import FixedSize, InputSpec, ModelSpec
+from centernet_trt.runtime.manifest import PassRecord, ProfileRecord
+from centernet_trt.runtime.spec import FixedSize, ModelSpec
 
-__all__ = ["PASSES", "Pass", "Preparation", "SpecFinder", "batch_check_shape"]
+__all__ = ["PASSES", "Pass", "Preparation", "SpecFinder"]
 
 SpecFinder = Callable[[ModelProto], ModelSpec]
 """Finds the spec of a source graph, as `guess_spec(graph).require_spec()` does."""
 
 RANGE_CHECK_WORK = 3e11
 """Multiply-adds that fp16's range check may cost with images that the user did not choose: some dozen seconds of one core."""
-_BATCH_CHECK_SIDE = 128  # pixels; a large network takes seconds per image at its usual size
 
 
 @dataclass
@@ -174,16 +167,6 @@ def _check_batch(state: Preparation) -> None:
     check_dynamic_batch(
         state.model, state.input_name, (3, *small), value_range=input_values(state.spec.input)
     )
-
-
-def batch_check_shape(spec: InputSpec, profile: ProfileRecord) -> tuple[int, int]:
-    """A small (height, width) of a profile: whether a batch is baked into a graph does not depend on the size."""
-    if isinstance(spec.size, FixedSize):
-        return spec.size.height, spec.size.width
-    step = spec.size.multiple
-    side = -(-_BATCH_CHECK_SIDE // step) * step
-    height, width = (max(sides.min, min(sides.opt, side)) for sides in (profile.height, profile.width))
-    return height, width
 
 
 def _fold_constants(state: Preparation) -> None:

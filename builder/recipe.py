@@ -1,4 +1,4 @@
-"""Recipes: everything about a known model but its weights, in one TOML file (`engines/*.toml`)."""
+"""Read recipes: everything about a known model but its weights, in one TOML file (`engines/*.toml`)."""
 
 import tomllib
 from collections.abc import Callable
@@ -23,7 +23,16 @@ class RecipePart(BaseModel):
 
 
 class RecipeModel(RecipePart):
-    """Where the weights come from: a file beside the recipe, `centernet-trt fetch NAME`, or `centernet-trt export`."""
+    """Where the weights come from.
+
+    Attributes:
+        file: an ONNX file, relative to the recipe.
+        fetch: the name of a public model, as in `centernet-trt fetch NAME`.
+        arch: the architecture to export a checkpoint with, as in `centernet-trt export --arch ARCH`.
+        sha256: of the ONNX file that the recipe was made for.
+        source: where the weights are published.
+        licence: of the weights.
+    """
 
     file: str | None = None
     fetch: str | None = None
@@ -34,7 +43,7 @@ class RecipeModel(RecipePart):
 
 
 class RecipeBuild(RecipePart):
-    """Defaults of `centernet-trt build`; dimensions as MIN:OPT:MAX or a single number, profiles as for `--profile`."""
+    """Defaults of `centernet-trt build`: ranges as MIN:OPT:MAX or one number, profiles as for `--profile`."""
 
     precision: Precision = "fp16"
     batch: ShapeRange | None = None
@@ -62,7 +71,7 @@ class RecipeBuild(RecipePart):
 
 
 class PublishedAccuracy(RecipePart):
-    """An accuracy that somebody published for these weights, and where."""
+    """An accuracy that was published for these weights, and where."""
 
     metric: str
     value: float
@@ -94,10 +103,13 @@ def is_recipe(source: str) -> bool:
 
 
 def read_recipe(source: str | Path) -> Recipe:
-    """A recipe by its shipped name, or from a .toml file.
+    """Read a recipe.
+
+    Args:
+        source: the name of a shipped recipe, or the path of a .toml file.
 
     Raises:
-        SpecError: no such recipe, unreadable, an unknown key, or a value out of range.
+        SpecError: there is no such recipe, it cannot be read, or a key or value is invalid.
     """
     if str(source) in recipe_names():
         text = files("centernet_trt.engines").joinpath(f"{source}.toml").read_text(encoding="utf-8")

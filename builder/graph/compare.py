@@ -30,10 +30,10 @@ class HeadError:
     """How far one output is from the reference.
 
     Attributes:
-        max_abs: largest absolute difference; inf where one is finite and the other is not, or other than it.
+        max_abs: largest absolute difference; inf if one is not finite and the other differs from it.
         max_rel: `max_abs` divided by the largest finite magnitude of the reference.
         magnitude: that largest magnitude.
-        shape: the shape that both have.
+        shape: of both.
     """
 
     max_abs: float
@@ -49,16 +49,19 @@ def random_feeds(
     seed: int = 0,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> dict[str, NDArray[Any]]:
-    """Return a uniform random array for each input of the model, of numbers that fp16 holds exactly.
+    """Return a uniform random array for each input of the model, of numbers that fp16 represents exactly.
 
     Args:
-        model: its inputs say the dtypes.
+        model: any; the arrays have its inputs' dtypes.
         shapes: the shape of each input that has a dynamic dimension.
         seed: the same seed gives the same numbers, whether the input is fp32 or fp16.
-        value_range: lowest and highest value; give (0, 255) to a network that takes grey levels.
+        value_range: lowest and highest value, such as (0, 255) for a network that takes grey levels.
+
+    Returns:
+        Input name -> array.
 
     Raises:
-        ModelError: an input has a dynamic dimension and no shape was given for it.
+        ModelError: no shape is given for an input with a dynamic dimension.
     """
     feeds: dict[str, NDArray[Any]] = {}
     for value in _inputs(model):
@@ -68,11 +71,12 @@ def random_feeds(
             if any(not dim.HasField("dim_value") for dim in dims):
                 named = [dim.dim_param or dim.dim_value or "?" for dim in dims]
                 raise ModelError(
-                    f"input {value.name!r} has the dynamic shape {named}", "give a shape to run it at"
+                    f"expected a shape for input {value.name!r}, which has the dynamic shape {named}",
+                    "give a shape to run it at",
                 )
             shape = [dim.dim_value for dim in dims]
         numbers = np.random.default_rng(seed).uniform(*value_range, size=tuple(shape))
-        # Every number is one that fp16 holds, so an fp32 and an fp16 model get the very same input.
+        # Rounded to fp16 first, so that an fp32 and an fp16 model get the same input.
         feeds[value.name] = numbers.astype(np.float16).astype(
             helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         )
@@ -86,21 +90,22 @@ def run_model(
 
     Args:
         model: of any size.
-        feeds: an array for each input; cast to the input's dtype where it has another.
+        feeds: input name -> array; cast to the input's dtype if it has another.
         mode: see `Mode`.
-        threads: how many threads an operator may use.
+        threads: the most threads that an operator may use.
 
     Returns:
-        Each output by name.
+        Output name -> array.
 
     Raises:
+        ModelError: `feeds` lacks an input, or has one that the model does not have.
         BackendError: ONNX Runtime refuses the model or the input.
     """
     return _runner(model, mode, threads)(feeds)
 
 
 def _runner(model: ModelProto, mode: Mode, threads: int) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
-    """`run_model` for several runs: the model is loaded once."""
+    """`run_model` for several runs of a model that is loaded once."""
     session = open_session(model, mode, threads)
     return lambda feeds: _run(session, model, feeds)
 
@@ -113,7 +118,7 @@ def _run(session: Any, model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any
     unknown, missing = sorted(set(feeds) - set(types)), sorted(set(types) - set(feeds))
     if unknown or missing:
         raise ModelError(
-            f"the model's inputs are {sorted(types)}; not among them: {unknown}, not given: {missing}",
+            f"expected the inputs {sorted(types)}; unknown: {unknown}, not given: {missing}",
             "give one array for each input",
         )
     names = [value.name for value in model.graph.output]
@@ -140,20 +145,20 @@ def compare_models(
     """Run two models on the same input and measure how far apart their outputs are.
 
     Args:
-        reference: what is right; it must have every output that the candidate has.
-        candidate: what is judged; its inputs have the reference's names, and may be of another float type.
-        feeds: the input; without it, `random_feeds(reference, shapes, ...)`.
+        reference: has every output of the candidate.
+        candidate: its inputs have the reference's names, and may have another float type.
+        feeds: input name -> array; None is `random_feeds(reference, shapes, ...)`.
         shapes: see `random_feeds`.
         seed: see `random_feeds`.
         value_range: see `random_feeds`.
-        mode: how both are run; fp16 shows its rounding in `faithful` only.
+        mode: of both runs; the rounding of fp16 shows in `faithful` only.
         threads: see `run_model`.
 
     Returns:
-        For each output of the candidate, how far it is from the reference.
+        Output name -> distance of the candidate from the reference.
 
     Raises:
-        ModelError: the reference lacks an output, or the two have different shapes.
+        ModelError: the reference lacks an output, or the outputs have different shapes.
         BackendError: ONNX Runtime refuses one of them.
     """
     if feeds is None:
@@ -162,7 +167,7 @@ def compare_models(
     extra = [value.name for value in candidate.graph.output if value.name not in known]
     if extra:
         raise ModelError(
-            f"outputs {extra} are not outputs of the reference, which has {known}",
+            f"{extra} are not outputs of the reference, which has {known}",
             "cut the reference to the same heads first",
         )
     expected = run_model(reference, feeds, mode=mode, threads=threads)
@@ -171,10 +176,14 @@ def compare_models(
 
 
 def head_error(name: str, expected: NDArray[Any], found: NDArray[Any]) -> HeadError:
-    """Measure one output against its reference; ModelError when the shapes differ."""
+    """Measure the distance of one output from its reference.
+
+    Raises:
+        ModelError: the shapes differ.
+    """
     if expected.shape != found.shape:
         raise ModelError(
-            f"output {name!r} has shape {found.shape}, the reference has {expected.shape}",
+            f"output {name!r}: expected shape {expected.shape} as in the reference, got {found.shape}",
             "a pass or the source graph has a shape baked in",
         )
     a, b = expected.astype(np.float64), found.astype(np.float64)
@@ -198,20 +207,20 @@ def check_dynamic_batch(
     value_range: tuple[float, float] = (0.0, 1.0),
     threads: int = 2,
 ) -> None:
-    """Make sure that a batch of two gives what its two images give alone.
+    """Check that a batch of two gives what its two images give one by one.
 
     Args:
-        model: a model with one input, whose batch is declared dynamic.
-        input_name: that input.
-        shape: (C, H, W) to try it at.
-        tolerance: largest difference, relative to the output's largest magnitude.
+        model: has one input, whose batch is declared dynamic.
+        input_name: the name of that input.
+        shape: (C, H, W) to run at.
+        tolerance: largest accepted difference, relative to the output's largest magnitude.
         seed: of the random images.
         value_range: of the random images.
         threads: see `run_model`.
 
     Raises:
-        ModelError: the batch is baked in somewhere, or images of a batch influence each other; the message
-            names the nodes that are likely to do so.
+        ModelError: the graph does not run, has a batch size baked in, or lets images of a batch influence each other;
+            the message names the likely nodes.
     """
     pair = random_feeds(model, {input_name: (2, *shape)}, seed=seed, value_range=value_range)[input_name]
     try:
@@ -225,7 +234,7 @@ def check_dynamic_batch(
     try:
         batch = run({input_name: pair})
     except BackendError as error:
-        raise _baked(model, f"it does not run at batch sizes 1 and 2: {error.message}") from error
+        raise _baked(model, f"it runs at batch size 1 but not at 2: {error.message}") from error
     for name, both in batch.items():
         single = [images[name] for images in alone]
         if any(not one.ndim or one.shape != (1, *both.shape[1:]) for one in single) or both.shape[0] != 2:
@@ -235,8 +244,8 @@ def check_dynamic_batch(
         if not error_found.max_rel <= tolerance:
             raise _baked(
                 model,
-                f"output {name!r} of a batch of two is off by {error_found.max_rel:.2g} (relative) from the "
-                f"images alone; {tolerance:.2g} is allowed",
+                f"output {name!r} of a batch of two differs by {error_found.max_rel:.2g} (relative) from that of single "
+                f"images; expected at most {tolerance:.2g}",
             )
 
 
@@ -246,7 +255,7 @@ def _inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def _baked(model: ModelProto, what: str) -> ModelError:
-    """Return the error for a batch that is not dynamic, with the nodes to look at."""
+    """The error for a batch that is not dynamic, with the nodes that are the likely cause."""
     named = re.search(r"Name:'([^']+)'", what)
     suspects = [named.group(1)] if named else []
     suspects += [name for name in _suspects(model) if name not in suspects]
@@ -258,7 +267,7 @@ def _baked(model: ModelProto, what: str) -> ModelError:
 
 
 def _suspects(model: ModelProto) -> list[str]:
-    """Return the nodes that state a whole shape by a constant, its first dimension a number above 0."""
+    """Names of the nodes that set a whole shape by a constant whose first dimension is a number above 0."""
     constants = g.initializers(model.graph)
     made = g.producers(model.graph)
 

@@ -36,13 +36,6 @@ class Complexity:
     output_convention: int
     mmcv_flops: int
 
-    def by_convention(self) -> dict[str, int]:
-        """The operations as published tables count them: description of the convention -> count."""
-        return {
-            "with transposed convolutions at their output size": self.output_convention,
-            "as mmcv counts (with biases, ReLU, pooling and batch norm)": self.mmcv_flops,
-        }
-
 
 def count_complexity(model: ModelProto, height: int, width: int) -> Complexity:
     """Count the operations of a network for one image.

@@ -1,4 +1,4 @@
-"""Large weights in files of their own."""
+"""Keep the large weights of a model in files while it is built: external_weights."""
 
 import secrets
 import shutil
@@ -40,11 +40,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-# A smaller constant stays in the message: scales, shapes and axes, where shape inference sees them.
+# A smaller constant stays in the message, where shape inference sees it: scales, shapes and axes.
 _SMALLEST = 64 << 10
-# A graph with less than this keeps its weights in memory: copies are quicker than files.
+# A smaller graph keeps its weights in memory: copies are faster than files.
 _LARGE = 256 << 20
-# What numpy can map. Strings, and numbers of less than a byte, stay in the message.
+# Types that numpy can map. Strings, and numbers of less than a byte, stay in the message.
 _WHOLE_BYTES = frozenset(
     {
         TensorProto.FLOAT,
@@ -59,7 +59,7 @@ _WHOLE_BYTES = frozenset(
 
 
 class _Folder:
-    """A temporary folder of weights; it is used from when a large model is read."""
+    """A temporary folder of weights; `used` once a large model has been read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ class _Folder:
         self._count = 0
 
     def adopt(self, tensor: TensorProto, data: memoryview) -> TensorProto:
-        """Write a tensor's bytes to a file of its own -> a tensor that refers to it."""
+        """Write a tensor's bytes to a file of its own and return a tensor that refers to it."""
         self._count += 1
         location = f"{self.token}-{self._count}"
         (self.path / location).write_bytes(data)
@@ -82,9 +82,9 @@ _CURRENT: ContextVar[_Folder | None] = ContextVar("weights", default=None)
 
 @contextmanager
 def external_weights() -> Iterator[None]:
-    """Within it, once a large model is read (`externalise_model`), large constants go into files; they are gone at its end.
+    """Keep large constants in temporary files, from when a large model is read (`externalise_model`).
 
-    A graph that is made within it is of no use after it.
+    The files are removed at the end: a graph made inside the context cannot be used after it.
     """
     if _CURRENT.get() is not None:
         yield
@@ -103,7 +103,7 @@ def external_weights() -> Iterator[None]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold a lock in a folder, by which others know that it is in use."""
+    """Hold a lock in a folder, which tells other processes that it is in use."""
     with (folder / _LOCK).open("wb") as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +111,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned() -> None:
-    """Remove the folders of builds that were killed: gigabytes that nobody else would."""
+    """Remove the folders of builds that were killed (they may be gigabytes)."""
     if fcntl is None:
         return
     for lock in Path(gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
@@ -119,12 +119,12 @@ def _remove_abandoned() -> None:
             with lock.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.parent, ignore_errors=True)
-        except OSError:  # in use, somebody else's, or just gone
+        except OSError:  # in use, another user's, or just removed
             continue
 
 
 def make_constant(name: str, array: NDArray[Any]) -> TensorProto:
-    """The array as a constant, in a file where it is large and that is the way of this build."""
+    """Make a constant of an array; in a file if it is large and this build keeps weights in files."""
     folder = _CURRENT.get()
     array = np.ascontiguousarray(array).reshape(array.shape)
     if folder is None or not folder.used or array.nbytes < _SMALLEST:
@@ -135,7 +135,7 @@ def make_constant(name: str, array: NDArray[Any]) -> TensorProto:
 
 
 def externalise_constant(tensor: TensorProto) -> TensorProto:
-    """The constant, in a file where it is large and that is the way of this build."""
+    """The constant, moved to a file if it is large and this build keeps weights in files."""
     folder = _CURRENT.get()
     if (
         folder is None
@@ -148,10 +148,10 @@ def externalise_constant(tensor: TensorProto) -> TensorProto:
 
 
 def as_array(tensor: TensorProto) -> NDArray[Any]:
-    """The numbers of a constant; of one in a file they are mapped, not read, and cannot be written.
+    """The values of a constant; those of one in a file are mapped read-only.
 
     Raises:
-        ModelError: the file is gone: the model is used outside of `external_weights`.
+        ModelError: the file was removed: the model is used after the end of `external_weights`.
     """
     if not external_data_helper.uses_external_data(tensor):
         return np.asarray(numpy_helper.to_array(tensor))
@@ -160,7 +160,7 @@ def as_array(tensor: TensorProto) -> NDArray[Any]:
 
 
 def data_folder(model: ModelProto) -> Path | None:
-    """The folder that the model's large constants lie in; None for a model that has them all itself."""
+    """The folder with the model's large constants; None if all constants are in the model itself."""
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
             return _OPEN.get(_token(tensor))
@@ -168,7 +168,7 @@ def data_folder(model: ModelProto) -> Path | None:
 
 
 def external_size(model: ModelProto) -> int:
-    """Bytes of the model's constants that lie in files."""
+    """Bytes of the model's constants that are in files."""
     found = 0
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
@@ -177,14 +177,14 @@ def external_size(model: ModelProto) -> int:
 
 
 def serialised_size(model: ModelProto) -> int:
-    """Return about how many bytes the model takes when serialised; never fails, whatever the size."""
+    """Estimate how many bytes the model takes when serialised; works for any size."""
     graph = model.graph
     size = sum(int(tensor.ByteSize()) for tensor in graph.initializer) + external_size(model)
     return size + sum(int(node.ByteSize()) for node in graph.node) + 200 * len(graph.initializer)
 
 
 def inline_weights(model: ModelProto) -> ModelProto:
-    """The model with all its constants in its message, for who takes one file only; as it is where it has them."""
+    """The model with all its constants in its message; the same object if they are there already."""
     if data_folder(model) is None:
         return model
     whole = ModelProto()
@@ -196,21 +196,24 @@ def inline_weights(model: ModelProto) -> ModelProto:
 
 
 def inline_constant(tensor: TensorProto) -> TensorProto:
-    """The constant with its numbers in its message; as it is where it has them."""
+    """The constant with its values in its message; the same object if they are there already."""
     if not external_data_helper.uses_external_data(tensor):
         return tensor
     return numpy_helper.from_array(as_array(tensor), tensor.name)
 
 
 def externalise_model(model: ModelProto, beside: Path) -> ModelProto:
-    """The model with its large constants in files, if they are large together and within `external_weights`.
+    """Move the large constants of a large model to files, inside `external_weights`; else return it unchanged.
 
     Args:
-        model: it is emptied on the way, so that its weights are not held twice; external data is not loaded yet.
-        beside: the folder that its external data, if any, lies in.
+        model: its external data is not loaded yet. It is emptied in the process, so that weights are not held twice.
+        beside: the folder of its external data, if any.
+
+    Returns:
+        The model whose large constants are in files.
 
     Raises:
-        ModelError: a constant has more or fewer bytes than its shape says.
+        ModelError: a constant has more or fewer bytes than its shape requires.
     """
     folder = _CURRENT.get()
     inside = sum(tensor.ByteSize() for tensor in model.graph.initializer)
@@ -225,14 +228,14 @@ def externalise_model(model: ModelProto, beside: Path) -> ModelProto:
             data = _tensor_bytes(tensor, beside)
             _check_size(tensor, data.nbytes)
             tensor.CopyFrom(folder.adopt(tensor, data))
-    # Protobuf frees nothing that a message once held before the message itself goes.
+    # Protobuf frees the memory of a message's fields only with the message itself.
     lean = ModelProto()
     lean.ParseFromString(model.SerializeToString())
     return lean
 
 
 def save_with_external_data(model: ModelProto, path: Path, location: str) -> None:
-    """Write a model to `path`, and its constants to the file `location` beside it: for any size."""
+    """Write a model of any size to `path`, and its large constants to the file `location` beside it."""
     lean = ModelProto()
     lean.CopyFrom(model)
     with (path.parent / location).open("wb") as file:
@@ -246,7 +249,7 @@ def save_with_external_data(model: ModelProto, path: Path, location: str) -> Non
 
 
 def _aligned(file: BinaryIO) -> int:
-    """The place of the next tensor: at a page, from where a reader can map it."""
+    """Pad to the offset of the next tensor, at a page boundary, from which a reader can map it."""
     file.write(bytes(-file.tell() % 4096))
     return file.tell()
 
@@ -266,7 +269,7 @@ def _array_bytes(array: NDArray[Any]) -> memoryview:
 
 
 def _tensor_bytes(tensor: TensorProto, beside: Path) -> memoryview:
-    """The bytes of a tensor that is as its file had it: beside it, raw, or number by number."""
+    """The bytes of a tensor as it was read from its file: external, raw, or a field of numbers."""
     if not external_data_helper.uses_external_data(tensor):
         return memoryview(tensor.raw_data) if tensor.raw_data else _array_bytes(numpy_helper.to_array(tensor))
     info = external_data_helper.ExternalDataInfo(tensor)
@@ -282,7 +285,7 @@ def _check_size(tensor: TensorProto, found: int) -> None:
     wanted = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
     if found != wanted:
         raise ModelError(
-            f"constant {tensor.name!r} of shape {list(tensor.dims)} has {found} bytes, {wanted} were expected",
+            f"constant {tensor.name!r} of shape {list(tensor.dims)}: expected {wanted} bytes, got {found}",
             "copy, download or export the file again",
         )
 
@@ -296,7 +299,7 @@ def _file(tensor: TensorProto) -> Path:
     location, folder = external_data_helper.ExternalDataInfo(tensor).location, _OPEN.get(_token(tensor))
     if folder is None:
         raise ModelError(
-            f"constant {tensor.name!r} lies in the file {location}, which is not there",
-            "read the model with loading.load_model, and use it within weights.external_weights only",
+            f"constant {tensor.name!r} is in the file {location}, which is missing",
+            "use the model inside the `external_weights` context that it was loaded in",
         )
     return folder / location

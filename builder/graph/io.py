@@ -1,4 +1,4 @@
-"""Inputs and outputs of a graph: dynamic axes, and the cut at the heads."""
+"""Set the inputs and outputs of a graph (dynamic axes, the cut at the heads), and write it to a file."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,20 +18,21 @@ _IN_FILE = 1024  # constants of fewer bytes stay in the .onnx file when the rest
 
 
 def keep_heads(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
-    """Return the model whose outputs are exactly these tensors, in this order, and nothing beyond them.
+    """Cut a graph at its heads.
 
     Args:
-        model: any model; a head may be an output or an internal tensor (the logits before a Sigmoid).
+        model: any; a head may be an output or an internal tensor (the logits before a Sigmoid).
         outputs: tensor names, each once.
 
     Returns:
-        The model without the nodes, constants and inputs that these tensors do not need.
+        The model with exactly these outputs, in this order, without the nodes, constants and inputs that they do not
+        need.
 
     Raises:
-        ModelError: no names, a name twice, a tensor that no node computes, or one of unknown type.
+        ModelError: there are no names, a name is repeated, no node computes a tensor, or its type is unknown.
     """
     if not outputs:
-        raise ModelError("no heads were named", "name at least the heatmap tensor")
+        raise ModelError("expected at least one head, got none", "name at least the heatmap tensor")
     twice = sorted({name for name in outputs if outputs.count(name) > 1})
     if twice:
         raise ModelError(
@@ -58,7 +59,7 @@ def keep_heads(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
 
 
 def _value(model: ModelProto, name: str) -> ValueInfoProto:
-    """Return the type of a tensor as the model notes it, else as shape inference finds it."""
+    """The declaration of a tensor: the model's own, else by shape inference."""
     for attempt in range(2):
         for value in (*model.graph.output, *model.graph.value_info):
             if value.name == name and value.type.WhichOneof("value"):
@@ -79,14 +80,14 @@ def _missing(model: ModelProto, name: str) -> ModelError:
     outputs = [value.name for value in graph.output]
     if name in {value.name for value in graph.input} or name in g.initializers(graph):
         return ModelError(
-            f"{name!r} is an input or constant of the graph, not something it computes; "
-            f"its outputs are {', '.join(outputs)}",
-            "name a tensor that a node makes",
+            f"expected a head that the graph computes, got the input or constant {name!r}; "
+            f"the graph's outputs are {', '.join(outputs)}",
+            "name a tensor that a node computes",
         )
     near = g.near_names(name, g.producers(graph).keys())
     found = f"; near names: {', '.join(near)}" if near else ""
     return ModelError(
-        f"the graph has no tensor {name!r}{found}; its outputs are {', '.join(outputs)}",
+        f"the graph has no tensor {name!r}{found}; the graph's outputs are {', '.join(outputs)}",
         "name the heads in the spec by the tensors of this graph",
     )
 
@@ -95,10 +96,10 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def find_image_input(model: ModelProto, input_name: str) -> ValueInfoProto:
-    """Return the declaration of an input of shape (N, C, H, W), float32 or float16.
+    """The declaration of an input of shape (N, C, H, W), float32 or float16.
 
     Raises:
-        ModelError: there is no such input, or it is not of rank 4, or not float.
+        ModelError: there is no such input, its rank is not 4, or its type is not float.
     """
     constants = g.initializers(model.graph)
     inputs = {value.name: value for value in model.graph.input if value.name not in constants}
@@ -112,29 +113,29 @@ def find_image_input(model: ModelProto, input_name: str) -> ValueInfoProto:
     if not tensor.HasField("shape") or len(tensor.shape.dim) != 4:
         rank = f"rank {len(tensor.shape.dim)}" if tensor.HasField("shape") else "no declared shape"
         raise ModelError(
-            f"input {input_name!r} has {rank}; (N, C, H, W), rank 4, was expected",
+            f"input {input_name!r}: expected rank 4, (N, C, H, W), got {rank}",
             "export the network alone, with its image batch as the input",
         )
     if tensor.elem_type not in _FLOATS:
         raise ModelError(
-            f"input {input_name!r} is {TensorProto.DataType.Name(tensor.elem_type)}; float was expected",
+            f"input {input_name!r}: expected float, got {TensorProto.DataType.Name(tensor.elem_type)}",
             "export the network without the conversion from bytes: pre-processing is done by a kernel",
         )
     return value
 
 
 def make_dynamic(model: ModelProto, input_name: str, *, batch: bool = True, size: bool) -> ModelProto:
-    """Return the model with a dynamic batch and, if asked, a dynamic size.
+    """Make the batch and the size of the image input dynamic.
 
     Args:
-        model: a model whose input `input_name` is (N, C, H, W), float.
+        model: its input `input_name` is (N, C, H, W), float.
         input_name: the image input; other inputs are left alone.
-        batch: call the first dimension `batch`; else keep it as declared.
-        size: call the last two `height` and `width`; else keep them as declared.
+        batch: make the first dimension dynamic, as `batch`; else it stays as declared.
+        size: make the last two dynamic, as `height` and `width`; else they stay as declared.
 
     Returns:
-        The model with all shapes behind the input inferred again, those of the outputs too. That nothing
-        in the graph has the old shape baked in is for `equivalence.check_dynamic_batch` to find out.
+        The model with all shapes inferred again. `check_dynamic_batch` finds out whether a node has the old batch size
+        baked in.
 
     Raises:
         ModelError: see `find_image_input`; or the new shape contradicts the graph.
@@ -150,14 +151,23 @@ def make_dynamic(model: ModelProto, input_name: str, *, batch: bool = True, size
 
 
 def set_input_size(model: ModelProto, input_name: str, height: int, width: int) -> ModelProto:
-    """Return the model with the input declared as (N, C, height, width); N and C stay as they are.
+    """Fix the size of the image input.
+
+    Args:
+        model: its input `input_name` is (N, C, H, W), float.
+        input_name: the image input.
+        height: rows in pixels.
+        width: columns in pixels.
+
+    Returns:
+        The model with the input (N, C, height, width), N and C as they were, and all shapes inferred again.
 
     Raises:
         ModelError: see `find_image_input`; or the size is not positive, or contradicts the graph.
     """
     if height < 1 or width < 1:
         raise ModelError(
-            f"an input size of {height}x{width} was asked for", "give a height and width above 0"
+            f"expected an input size above 0, got {height}x{width}", "give a height and width above 0"
         )
     model = g.copy_model(model)
     dims = find_image_input(model, input_name).type.tensor_type.shape.dim
@@ -167,13 +177,16 @@ def set_input_size(model: ModelProto, input_name: str, height: int, width: int) 
 
 
 def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_LIMIT) -> tuple[Path, ...]:
-    """Write the model and return the files that hold it; a write that dies leaves an older file of the name whole.
+    """Write a model. A write that fails leaves an older file of that name intact.
 
     Args:
         model: of any size.
-        path: the .onnx file. Beyond `external_above` bytes the large constants go to `NAME.HASH.data` beside it (a
-            protobuf file ends at 2 GB).
-        external_above: see there.
+        path: the .onnx file.
+        external_above: above this many bytes the large constants go to `NAME.HASH.data` beside it (a protobuf file is
+            limited to 2 GB).
+
+    Returns:
+        The files written, `path` first.
 
     Raises:
         ModelError: the file cannot be written.
@@ -193,7 +206,7 @@ def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_
 
 
 def _write_data(model: ModelProto, path: Path) -> tuple[ModelProto, Path]:
-    """Write the large constants of a model to a file beside `path`; the model that refers to them, and that file."""
+    """Write the large constants of a model to a file beside `path` -> a model that refers to them, and that file."""
     bare = ModelProto()
     large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _IN_FILE]
     large_names = {tensor.name for tensor in large}
@@ -208,7 +221,7 @@ def _write_data(model: ModelProto, path: Path) -> tuple[ModelProto, Path]:
     digest = hashlib.sha256()
     for tensor in large:
         digest.update(tensor.raw_data)
-    # Its name has its hash: until the .onnx file is replaced, the old one finds its own data.
+    # The hash in the name keeps the old .onnx file usable until it is replaced.
     data = path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
 
     def write(part: Path) -> None:

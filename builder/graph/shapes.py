@@ -1,4 +1,4 @@
-"""Checks and shape inference, also of models above 2 GB."""
+"""Check models, infer their shapes and open them in ONNX Runtime, also above 2 GB."""
 
 import secrets
 from collections.abc import Iterable, Iterator
@@ -34,13 +34,13 @@ __all__ = [
     "serialised_size",
 ]
 
-# Shape inference reads the values of small tensors only (shapes, axes, scales); all others just cost copies.
+# Shape inference reads the values of small tensors only (shapes, axes, scales); copying larger ones is wasted.
 _INFERENCE_VALUE_ELEMENTS = 1024
 
 
 @contextmanager
 def saved(model: ModelProto) -> Iterator[Path]:
-    """Yield the path of the model in a temporary folder, its weights in files beside it: for any size."""
+    """Yield the path of the model in a temporary folder, its weights in files beside it; of any size."""
     beside = data_folder(model)
     if beside is None:
         with TemporaryDirectory(prefix="centernet-trt-") as folder:
@@ -58,7 +58,7 @@ def saved(model: ModelProto) -> Iterator[Path]:
 
 @contextmanager
 def loadable(model: ModelProto) -> Iterator[bytes | str]:
-    """Yield what ONNX Runtime makes a session from: the model's bytes, or the path of one too large for that."""
+    """Yield what parsers and ONNX Runtime read: the model's bytes, or the path of one too large for that."""
     if _fits_in_memory(model):
         yield model.SerializeToString()
     else:
@@ -108,7 +108,7 @@ def _holds_half(model: ModelProto) -> bool:
 
 
 def _skeleton(model: ModelProto, limit: int) -> ModelProto:
-    """Return the model with each constant of more than `limit` elements turned into an input of its type."""
+    """The model with each constant of more than `limit` elements turned into an input."""
     bare = ModelProto()
     bare.ir_version = model.ir_version
     bare.opset_import.extend(model.opset_import)
@@ -129,11 +129,14 @@ def _skeleton(model: ModelProto, limit: int) -> ModelProto:
 
 
 def check(model: ModelProto, *, full: bool = False) -> None:
-    """Run ONNX's checker; ModelError carries its message.
+    """Run ONNX's checker.
 
     Args:
-        model: a model of any size; beyond 2 GB, or in files, its large constants are checked by type and shape only.
-        full: check by strict shape inference too.
+        model: of any size; the large constants of one above 2 GB or in files are checked by type and shape only.
+        full: also run strict shape inference.
+
+    Raises:
+        ModelError: the checker refuses the model.
     """
     small = data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
     try:
@@ -145,11 +148,11 @@ def check(model: ModelProto, *, full: bool = False) -> None:
 
 
 def refresh_shapes(model: ModelProto, *, clear_outputs: bool = True) -> None:
-    """Throw away the shapes noted in the model and infer them again from its inputs (in place).
+    """Infer all shapes of the model again from its inputs (in place).
 
     Args:
-        model: its graph inputs state the truth.
-        clear_outputs: forget the declared shapes of the outputs too (their element types stay).
+        model: the shapes of its inputs are right, all others are discarded.
+        clear_outputs: also discard the declared shapes of the outputs (their element types stay).
 
     Raises:
         ModelError: shapes or types contradict each other.
@@ -175,17 +178,17 @@ def refresh_shapes(model: ModelProto, *, clear_outputs: bool = True) -> None:
         value.type.CopyFrom(types[value.name].type)
         tensor = value.type.tensor_type
         if value.type.HasField("tensor_type") and not tensor.HasField("shape"):
-            # Behind an operator unknown to ONNX: an output must state a shape, so its old rank stays.
+            # After an operator unknown to ONNX: an output must have a shape, so its old rank stays.
             tensor.shape.dim.extend(TensorShapeProto.Dimension() for _ in range(ranks.get(value.name, 0)))
     for value in (*graph.value_info, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param.startswith("unk__"):
-                # A name that inference made up: it says no more than "unknown", and changes from run to run.
+                # A name that inference made up for an unknown size; it differs from run to run.
                 dim.ClearField("dim_param")
 
 
 def element_types(model: ModelProto) -> dict[str, int]:
-    """Return the TensorProto.DataType of every tensor whose type the model tells (after `refresh_shapes`)."""
+    """TensorProto.DataType of every tensor of known type, by name (call `refresh_shapes` first)."""
     graph = model.graph
     values: Iterable[ValueInfoProto] = (*graph.input, *graph.value_info, *graph.output)
     types = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}

@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_centernet import save_tiny_model, scene, tiny_spec
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.pass_list import batch_check_shape
+from centernet_trt.builder.graph.source_comparison import batch_check_shape
 from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
 from centernet_trt.errors import BundleError, InputError, ModelError, SpecError
 from centernet_trt.runtime import Detector, EngineBundle, preset

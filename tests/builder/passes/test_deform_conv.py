@@ -143,7 +143,7 @@ def test_graphs_without_are_returned_as_they_are() -> None:
 def test_computed_weights_are_refused() -> None:
     feeds, constants = data()
     feeds["w"] = constants.pop("w")
-    with pytest.raises(ModelError, match="weights are no constant"):
+    with pytest.raises(ModelError, match="expected weights that are a constant"):
         lower_deform_conv(standard(feeds, constants))
 
 
@@ -253,7 +253,7 @@ def test_lost_attributes_that_nothing_tells_are_an_error() -> None:
         ("x w", {"stride": 1}, "1 computed inputs"),
         ("x offset mask w b", {"stride": 0}, "positive numbers"),
         ("x offset mask w b", {"padding": [1, 2, 3]}, "one, two or four"),
-        ("x offset mask w b", {"stride": 1, "groups": 4}, "do not divide"),
+        ("x offset mask w b", {"stride": 1, "groups": 4}, "expected weights that divide into 4 groups"),
     ],
 )
 def test_nodes_that_make_no_sense(inputs: str, attributes: dict[str, Any], said: str) -> None:

@@ -135,9 +135,9 @@ def test_the_style_of_training_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"scale": 0.0}, "q: a scale of 0.0"),
-        ({"scale": float("nan")}, "q: a scale of nan"),
-        ({"weight_scale": -0.1}, "wq: a scale of -0.1"),
+        ({"scale": 0.0}, "q: expected a scale above 0, got 0.0"),
+        ({"scale": float("nan")}, "q: expected a scale above 0, got nan"),
+        ({"weight_scale": -0.1}, "wq: expected a scale above 0, got -0.1"),
         ({"zero": np.array(3, np.int8)}, "int8 with zero point 3"),
         ({"zero": np.array(0, np.int16)}, "int16 with zero point 0"),
     ],
