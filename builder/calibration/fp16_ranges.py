@@ -1,4 +1,4 @@
-"""Find the tensors that fp16 cannot hold."""
+"""Find the tensors whose values fp16 cannot represent."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,25 +18,23 @@ from centernet_trt.evaluation.environment import available_cores
 from centernet_trt.runtime.spec import InputSpec
 
 FP16_LARGEST = float(np.finfo(np.float16).max)
-FP16_INFINITE = 65520.0  # halfway to the next power of two: what rounds to infinity
+FP16_INFINITE = 65520.0  # halfway to the next power of two: values from here round to infinity
 FP16_SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
-# A range measured on some images says little about the next one: half of what fp16 holds is kept free.
+# Other images may exceed the range measured on some: half of the range of fp16 stays free.
 HEADROOM = 2.0
-
-
-# Subnormal values are counted in one of so many, since counting costs more than finding the largest.
+# Subnormal values are counted among one of so many values, since counting costs more than finding the largest.
 SAMPLE = 64
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """What was seen of a tensor over all images.
+    """Statistics of a tensor over all images.
 
     Attributes:
-        largest: largest magnitude, of all values.
-        subnormal: values, not zero, below fp16's smallest normal number 6.1e-5, where its precision fades; of those
-            looked at.
-        looked_at: how many were looked at for that: one in `SAMPLE`.
+        largest: largest magnitude.
+        subnormal: sampled values that are not zero but below fp16's smallest normal number 6.1e-5, where its precision
+            decreases.
+        looked_at: number of sampled values: one in `SAMPLE`.
     """
 
     largest: float = 0.0
@@ -45,11 +43,11 @@ class TensorRange:
 
     @property
     def overflows(self) -> bool:
-        """Whether a value is infinite in fp16: from 65520 on, rounding goes there."""
+        """Whether a value rounds to infinity in fp16."""
         return self.largest >= FP16_INFINITE
 
     def joined(self, other: "TensorRange") -> "TensorRange":
-        """Both together."""
+        """The statistics of both together."""
         return TensorRange(
             max(self.largest, other.largest),
             self.subnormal + other.subnormal,
@@ -60,21 +58,21 @@ class TensorRange:
 def affordable(
     model: ModelProto, images: Sequence[CalibrationImage], work: float | None
 ) -> Sequence[CalibrationImage]:
-    """The first of these images, as many as cost at most `work` multiply-adds at 512x512 pixels each, two at least.
+    """The first images whose forward passes at 512x512 pixels cost at most `work` multiply-adds together.
 
-    All where `work` is None, or the network's cannot be counted.
+    At least two; all if `work` is None, or the network's multiply-adds cannot be counted.
     """
     if work is None:
         return images
     try:
         each = count_complexity(model, 512, 512).multiply_adds
-    except ModelError:  # a graph that takes no such size
+    except ModelError:  # a graph that does not accept this size
         return images
     return images[: max(2, int(work // max(each, 1)))]
 
 
 def underflow_notes(ranges: Mapping[str, TensorRange]) -> list[str]:
-    """A note of the tensors most of whose values fp16 holds with less than its usual precision; none if there are none."""
+    """A note about tensors most of whose values are subnormal in fp16; empty if there are none."""
     names = [name for name, seen in ranges.items() if seen.subnormal > seen.looked_at / 2]
     if not names:
         return []
@@ -90,23 +88,26 @@ def measure_ranges(
     spec: InputSpec,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, TensorRange]:
-    """The range of every float tensor that the nodes of an fp32 graph compute.
+    """Measure the range of every float tensor that the nodes of an fp32 graph compute.
 
-    Behind each tensor stand nodes that reduce it to three numbers and a sample, so that memory is what ONNX Runtime
-    needs to run the network on one image, and a little more.
+    Nodes behind each tensor reduce it to three numbers and a sample, so that the memory is little more than that of
+    running the network on one image.
 
     Args:
-        model: fp32, named nodes, every tensor's type stated (`inference.refresh_shapes`).
-        images: what to run it on.
-        spec: how an image becomes the input.
-        progress: called with (images done, images in all).
+        model: fp32, named nodes, every tensor's type known (`graph.shapes.refresh_shapes`).
+        images: to run it on.
+        spec: pre-processing.
+        progress: called with (images done, total).
+
+    Returns:
+        By tensor name; empty for a graph whose tensors are fp16 already.
 
     Raises:
         ModelError: a tensor is NaN or infinite in fp32 already.
     """
     kinds = element_types(model)
     names = [n for node in model.graph.node for n in node.output if kinds.get(n) == TensorProto.FLOAT]
-    if not names:  # exported in fp16: every tensor is fp16 already
+    if not names:  # exported in fp16
         return {}
     dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
     ranges = dict.fromkeys(names, TensorRange())
@@ -127,7 +128,7 @@ def measure_ranges(
 
 
 def _seen(counted: Mapping[str, NDArray[np.float32]], name: str) -> TensorRange | None:
-    """What one run's outputs say of a tensor; None where it is NaN or infinite."""
+    """Statistics of a tensor from the outputs of one run; None if it is NaN or infinite."""
     highest, lowest, total = (float(counted[_part(name, kind)]) for kind in ("max", "min", "sum"))
     if not np.isfinite((highest, lowest, total)).all():
         return None
@@ -141,11 +142,10 @@ def _part(name: str, kind: str) -> str:
 
 
 def _with_counters(model: ModelProto, names: Collection[str]) -> ModelProto:
-    """The model with four outputs for each tensor: its largest and smallest value, the sum of magnitudes (NaN and
-    infinity show in it), and a sample of its values.
+    """Add four outputs per tensor: largest and smallest value, sum of magnitudes (which shows NaN), sample of values.
 
-    Each tensor is looked at right behind the node that makes it, and is not needed any more. There are as few nodes as
-    can be: ONNX Runtime's time to load a graph grows with the square of their number.
+    The counters directly follow the node that makes the tensor, so that its memory is freed early. There are as few
+    nodes as possible: ONNX Runtime's time to load a graph grows with the square of their number.
     """
     model = g.copy_model(model)
     graph, wanted = model.graph, set(names)
@@ -193,21 +193,25 @@ def _counting_nodes(name: str) -> list[NodeProto]:
 def nodes_beyond_fp16(
     model: ModelProto, ranges: dict[str, TensorRange], *, heads_in_fp32: bool = False
 ) -> dict[str, str]:
-    """The nodes that must stay fp32, with the reason: they make or read a tensor too large for fp16.
+    """Find the nodes that must stay fp32, since they make or read a tensor too large for fp16.
 
     Args:
         model: named nodes.
         ranges: from `measure_ranges`.
         heads_in_fp32: the graph's outputs will be fp32.
 
+    Returns:
+        The reason by node name.
+
     Raises:
-        ModelError: a graph output is too large: no cast behind it can bring it into fp16.
+        ModelError: a graph output is too large for fp16.
     """
     large = {name: r for name, r in ranges.items() if r.largest * HEADROOM > FP16_LARGEST}
     for value in model.graph.output:
         if not heads_in_fp32 and value.name in large and large[value.name].overflows:
             raise ModelError(
-                f"head {value.name!r} reaches {large[value.name].largest:.3g}, fp16 ends at {FP16_LARGEST:.0f}",
+                f"head {value.name!r} reaches {large[value.name].largest:.3g}, the largest fp16 number is "
+                f"{FP16_LARGEST:.0f}",
                 "build with --heads fp32, or with --precision fp32",
             )
     kept = {}
@@ -215,13 +219,17 @@ def nodes_beyond_fp16(
         touched = [name for name in (*node.output, *g.node_uses(node)) if name in large]
         if touched:
             kept[node.name] = (
-                f"tensor {touched[0]} reaches {large[touched[0]].largest:.3g} on the images looked at"
+                f"tensor {touched[0]} reaches {large[touched[0]].largest:.3g} on the calibration images"
             )
     return kept
 
 
 def nodes_of_heads(model: ModelProto) -> dict[str, str]:
-    """The nodes from each head's last convolution to its output: what stays fp32 when heads are to be fp32."""
+    """Find the nodes from each head's last convolution to its output, which stay fp32 for fp32 heads.
+
+    Returns:
+        The reason by node name.
+    """
     made = g.producers(model.graph)
     kept: dict[str, str] = {}
     for value in model.graph.output:

@@ -1,4 +1,4 @@
-"""Calibration images: a folder, a COCO file or any iterable, each with its name and hash, one in memory at a time."""
+"""Calibration images (`CalibrationImages`): of a folder, a COCO file or any iterable, one in memory at a time."""
 
 import hashlib
 import json
@@ -17,16 +17,22 @@ from centernet_trt.runtime.images import IMAGE_SUFFIXES, BgrImage, ImageSource, 
 __all__ = ["ADVISED", "FEWEST", "CalibrationImage", "CalibrationImages", "find_images", "images_from"]
 
 FEWEST = 4
-"""Fewer images than this are refused: the ranges of so few are those of single pictures."""
+"""Fewer images than this are refused: their ranges would be those of single images."""
 ADVISED = 100
-"""Fewer than this are used, with a note."""
+"""Fewer images than this cause a note."""
 
 _MORE = "give 100 to 500 images of your training set, never of the validation set"
 
 
 @dataclass(frozen=True)
 class CalibrationImage:
-    """One image: what it is called, the SHA-256 of its file (of its pixels where it has none), and how to read it."""
+    """One image.
+
+    Attributes:
+        name: relative path, or its number in an iterable.
+        sha256: of its file, or of its pixels if it has none.
+        read: returns its pixels.
+    """
 
     name: str
     sha256: str
@@ -38,11 +44,11 @@ class CalibrationImages:
     """The images of a calibration, read again for each pass.
 
     Attributes:
-        images: in the order of their names (of an iterable: as it gave them).
-        source: where they come from, for messages and records.
-        notes: what the user should know about them.
-        annotations: the COCO file, where the images came from one.
-        folder: where their files lie, where they have files.
+        images: in the order of their names, or of the iterable.
+        source: origin, for messages and records.
+        notes: for the user.
+        annotations: the COCO file, if the images came from one.
+        folder: of their files, if they have files.
     """
 
     images: tuple[CalibrationImage, ...]
@@ -58,13 +64,13 @@ class CalibrationImages:
         return iter(self.images)
 
     def subset(self, rows: Sequence[int]) -> "CalibrationImages":
-        """The images of these places, in this order."""
+        """The images at these indices, in this order."""
         chosen = tuple(self.images[row] for row in rows)
         return CalibrationImages(chosen, self.source, (), self.annotations, self.folder)
 
 
 class _Spool:
-    """A temporary folder that lives as long as this object."""
+    """A temporary folder with the lifetime of this object."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="centernet-trt-images-"))
@@ -72,12 +78,15 @@ class _Spool:
 
 
 def find_images(source: Path) -> CalibrationImages:
-    """The images of a folder (its files, not those of folders inside), or those that a COCO file lists.
+    """Find the images of a folder (not of its subfolders), or those that a COCO file lists.
 
-    Every image is read once, so that a broken one is reported before minutes of work.
+    Every image is read once, so that a damaged one is reported before minutes of work.
+
+    Args:
+        source: folder, or COCO file (.json).
 
     Raises:
-        CalibrationError: no such place, too few images, unreadable ones (all are named), or all of them equal.
+        CalibrationError: no such file or folder, too few images, unreadable ones (all are named), or all equal.
     """
     if source.is_dir():
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -86,11 +95,11 @@ def find_images(source: Path) -> CalibrationImages:
         (folder, paths), annotations = _listed(source), source
     else:
         raise CalibrationError(
-            f"{source} is neither a folder of images nor a COCO file (.json)", f"--calibration: {_MORE}"
+            f"expected a folder of images or a COCO file (.json), got {source}", f"--calibration: {_MORE}"
         )
     if len(paths) < FEWEST:
         raise CalibrationError(
-            f"{source} has {len(paths)} images, at least {FEWEST} were expected", f"--calibration: {_MORE}"
+            f"{source}: expected at least {FEWEST} images, got {len(paths)}", f"--calibration: {_MORE}"
         )
     kept, pixels, broken = [], [], []
     for path in paths:
@@ -107,11 +116,16 @@ def find_images(source: Path) -> CalibrationImages:
             f"{len(broken)} of the {len(paths)} images of {source} cannot be read:{lines}",
             "remove or replace these files",
         )
-    return CalibrationImages(tuple(kept), str(source), _judge(pixels, str(source)), annotations, folder)
+    return CalibrationImages(
+        tuple(kept), str(source), _check_pixels(pixels, str(source)), annotations, folder
+    )
 
 
 def images_from(source: Iterable[ImageSource]) -> CalibrationImages:
-    """The images of any iterable; it is gone through once, its pixels wait in a temporary folder on disk.
+    """Take the images of any iterable; it is consumed once, the pixels are stored in a temporary folder on disk.
+
+    Args:
+        source: anything that `runtime.images.as_bgr` accepts, such as paths and BGR arrays.
 
     Raises:
         CalibrationError: too few images, unreadable ones, or all of them equal.
@@ -130,10 +144,8 @@ def images_from(source: Iterable[ImageSource]) -> CalibrationImages:
         pixels.append(_pixel_hash(image))
         kept.append(CalibrationImage(f"image {number}", pixels[-1], _array_reader(path, spool)))
     if len(kept) < FEWEST:
-        raise CalibrationError(
-            f"the iterable gave {len(kept)} images, at least {FEWEST} were expected", _MORE
-        )
-    return CalibrationImages(tuple(kept), "an iterable", _judge(pixels, "the iterable"))
+        raise CalibrationError(f"the iterable: expected at least {FEWEST} images, got {len(kept)}", _MORE)
+    return CalibrationImages(tuple(kept), "an iterable", _check_pixels(pixels, "the iterable"))
 
 
 def _reader(path: Path) -> Callable[[], BgrImage]:
@@ -151,11 +163,11 @@ def _pixel_hash(image: BgrImage) -> str:
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
-def _judge(pixels: Sequence[str], source: str) -> tuple[str, ...]:
-    """Notes about the images, by the hashes of their pixels; CalibrationError when all are the same."""
+def _check_pixels(pixels: Sequence[str], source: str) -> tuple[str, ...]:
+    """Notes about the images, by the hashes of their pixels; CalibrationError if all are the same."""
     different = len(set(pixels))
     if different == 1:
-        raise CalibrationError(f"the {len(pixels)} images of {source} are all the same picture", _MORE)
+        raise CalibrationError(f"the {len(pixels)} images of {source} are all the same", _MORE)
     notes = []
     if different < len(pixels):
         notes.append(f"{len(pixels) - different} of the {len(pixels)} calibration images are repeats")
@@ -165,7 +177,7 @@ def _judge(pixels: Sequence[str], source: str) -> tuple[str, ...]:
 
 
 def _listed(annotations: Path) -> tuple[Path, list[Path]]:
-    """The folder and the files that a COCO file lists: beside it, in `images/` beside it, or in a folder beside it of its own name."""
+    """The files that a COCO file lists, and their folder: beside it, in `images/`, or in a folder of its name."""
     try:
         names = sorted(str(row["file_name"]) for row in json.loads(annotations.read_text("utf-8"))["images"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -181,12 +193,12 @@ def _listed(annotations: Path) -> tuple[Path, list[Path]]:
             return folder, paths
         if len(missing) < len(paths):
             raise CalibrationError(
-                f"{len(missing)} of the {len(paths)} images that {annotations} lists are not in {folder}, "
-                f"{missing[0].name} the first of them",
-                "bring the missing files, or take their rows out of the COCO file",
+                f"{len(missing)} of the {len(paths)} images that {annotations} lists are not in {folder}, first "
+                f"{missing[0].name}",
+                "add the missing files, or remove their rows from the COCO file",
             )
     looked = ", ".join(map(str, folders))
     raise CalibrationError(
-        f"none of the {len(names)} images that {annotations} lists were found; looked in {looked}",
+        f"none of the {len(names)} images that {annotations} lists was found in {looked}",
         "put the COCO file beside the folder `images`",
     )

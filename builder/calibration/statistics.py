@@ -34,7 +34,7 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that go through the network together: their names, the input tensor (N, 3, H, W), where each lies."""
+    """Images that go through the network together: names, input tensor (N, 3, H, W), and placement of each."""
 
     names: tuple[str, ...]
     tensor: Values
@@ -42,7 +42,7 @@ class Batch:
 
 
 def batches(images: Sequence[CalibrationImage], spec: InputSpec, size: int = 1) -> Iterator[Batch]:
-    """The images, pre-processed as for inference, `size` at a time, or fewer where the network's size changes."""
+    """Pre-process images as for inference, `size` at a time, or fewer where the network size changes."""
     waiting: list[tuple[str, BgrImage, Placement]] = []
     for image in images:
         pixels = image.read()
@@ -63,10 +63,10 @@ def _batch(rows: Sequence[tuple[str, BgrImage, Placement]], spec: InputSpec) -> 
 
 
 def with_outputs(model: ModelProto, tensors: Collection[str]) -> ModelProto:
-    """Return the model with these tensors for its outputs, and without what they do not need.
+    """Return the model with these tensors as its outputs, without the nodes that they do not need.
 
     Args:
-        model: its `value_info` states every tensor's type (`inference.refresh_shapes`).
+        model: every tensor's type known (`graph.shapes.refresh_shapes`).
         tensors: computed by nodes of the graph.
 
     Raises:
@@ -87,11 +87,11 @@ def with_outputs(model: ModelProto, tensors: Collection[str]) -> ModelProto:
 class Simulation:
     """A graph in ONNX Runtime on the CPU: fp32 nodes in fp32, and Q/DQ as ONNX defines them.
 
-    ONNX Runtime's optimisations stay on, but for those that know Q/DQ: they would replace a convolution between Q/DQ
-    by an integer kernel with a rounding of its own. A product of two int8 values is exact in fp32, so what is left
-    differs from int8 arithmetic by the fp32 rounding of the accumulation only.
+    ONNX Runtime's optimisations stay on, except those for Q/DQ: they would replace a convolution between Q/DQ by an
+    integer kernel with different rounding. A product of two int8 values is exact in fp32, so the result differs from
+    int8 arithmetic only by the fp32 rounding of the accumulation.
 
-    A graph with fp16 tensors is not for this class: see `runtime.faithful`.
+    Graphs with fp16 tensors need mode `faithful` instead (`runtime.host.onnxruntime`).
     """
 
     def __init__(self, model: ModelProto, threads: int = 1, *, in_order: bool = False) -> None:
@@ -100,7 +100,7 @@ class Simulation:
         Args:
             model: one input, (N, 3, H, W) float32.
             threads: of one run. One by default: on a shared machine a second one mostly waits.
-            in_order: run the nodes in the graph's order, so that a tensor whose last reader comes early is freed early.
+            in_order: run the nodes in graph order, so that a tensor is freed after its last reader in that order.
 
         Raises:
             BackendError: ONNX Runtime refuses the graph.
@@ -110,7 +110,7 @@ class Simulation:
         self.outputs = tuple(value.name for value in model.graph.output)
 
     def run(self, tensor: Values) -> Mapping[str, Values]:
-        """Each output for one input tensor.
+        """Return each output for one input tensor.
 
         Raises:
             BackendError: ONNX Runtime failed.
@@ -130,10 +130,10 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass
 class Histogram:
-    """Counts of |x| in `BINS` equal bins from 0 to `amax`; a value of `amax` itself falls into the last.
+    """Counts of |x| in `BINS` equal bins from 0 to `amax`; a value of `amax` itself falls into the last bin.
 
-    The edges come from a first pass over all images, so the counts are the same in whatever order and batches the
-    images come: sums of integers.
+    The edges come from a first pass over all images, so the counts, sums of integers, do not depend on the order and
+    the batches of the images.
 
     Attributes:
         amax: upper edge of the last bin, the largest |x| of the first pass; 0 for a tensor of zeros.
@@ -149,12 +149,12 @@ class Histogram:
         return self.amax / BINS
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Take in an array of any shape, of values no larger in magnitude than `amax`."""
+        """Count the values of an array of any shape, none larger in magnitude than `amax`."""
         if self.amax <= 0:
             self.counts[0] += values.size
             return
-        # float32 throughout: half the memory traffic of float64, and every value meets the same arithmetic
-        # whatever array it came in. A factor beyond float32 (amax below 6e-36) is the one case that needs float64.
+        # float32 throughout: half the memory traffic of float64, and the same arithmetic for every value, whatever
+        # array it is in. Only a factor beyond float32 (amax below 6e-36) needs float64.
         factor = BINS / self.amax
         kind = np.float32 if factor < float(np.finfo(np.float32).max) else np.float64
         scaled = np.abs(values.reshape(-1)).astype(kind, copy=False)
@@ -164,13 +164,13 @@ class Histogram:
 
 
 Channels = npt.NDArray[np.float64]
-# Means are summed as whole numbers of 2^-60, for a sum of whole numbers does not depend on the order of the images.
+# Means are summed as integer multiples of 2^-60, since a sum of integers does not depend on the order of the images.
 _MEAN_UNIT = 2.0**60
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """What the first pass finds out about a tensor (N, C, ...): largest |x| and mean of each channel, both (C,)."""
+    """Statistics of the channels of a tensor (N, C, ...): largest |x| and mean, both (C,) float64."""
 
     amax: Channels
     mean: Channels
@@ -186,19 +186,19 @@ def collect_statistics(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, ChannelStatistics]:
-    """The first pass: the largest |x| and the mean of every channel of tensors (N, C, ...), over all images.
+    """Run the first pass: largest |x| and mean of every channel of tensors (N, C, ...), over all images.
 
     Args:
         model: fp32, shapes inferred; one input.
-        spec: the pre-processing, that of inference.
-        images: go through the network once.
+        spec: pre-processing.
+        images: each goes through the network once.
         tensors: names of activations of the graph; its input may be one.
-        batch: images at a time; the result does not depend on it, or on their order.
+        batch: images at a time; the result depends neither on it nor on the order of the images.
         threads: of ONNX Runtime.
-        progress: called with (what, images done, images in all).
+        progress: called with (what, images done, total).
 
     Returns:
-        By tensor, in the order asked for. Every image counts the same in a mean, whatever its size.
+        By tensor, in the order of `tensors`. Every image has the same weight in a mean, whatever its size.
 
     Raises:
         CalibrationError: a tensor is NaN or infinite on an image; both are named.
@@ -213,7 +213,7 @@ def collect_statistics(
             values = found[name]
             _refuse_not_finite(name, values, group.names)
             others = (0, *range(2, values.ndim))
-            # Two passes without a copy are cheaper than the absolute values of everything.
+            # Two passes without a copy are cheaper than an array of absolute values.
             seen = np.maximum(values.max(axis=others), -values.min(axis=others)).astype(np.float64)
             ranges[name] = np.maximum(ranges[name], seen) if name in ranges else seen
             for row in values:
@@ -236,10 +236,16 @@ def collect_histograms(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Histogram]:
-    """The second pass: histograms of |x| from 0 to the range of each tensor; the other arguments as `collect_statistics`.
+    """Run the second pass: a histogram of |x|, from 0 to the range, of each tensor.
 
     Args:
+        model: as for `collect_statistics`, and so are the other arguments.
+        spec: pre-processing.
+        images: those of the first pass.
         ranges: largest |x| of each tensor over these images.
+        batch: images at a time.
+        threads: of ONNX Runtime.
+        progress: called with (what, images done, total).
     """
     histograms = {name: Histogram(amax) for name, amax in ranges.items()}
     for _, found in _values("histograms", model, spec, images, list(ranges), batch, threads, progress):
@@ -258,7 +264,7 @@ def _values(
     threads: int,
     progress: Progress | None,
 ) -> Iterator[tuple[Batch, Mapping[str, Values]]]:
-    """The tensors of every batch of images."""
+    """Yield each batch of images with the values of the tensors."""
     given = model.graph.input[0].name
     computed = [name for name in tensors if name != given]
     simulation = Simulation(with_outputs(model, computed), threads) if computed else None
@@ -274,7 +280,7 @@ def _values(
 
 
 def _refuse_not_finite(tensor: str, values: Values, names: Sequence[str]) -> None:
-    """CalibrationError when a value is NaN or infinite; the first image that has one is named."""
+    """Raise CalibrationError if a value is NaN or infinite; the message names the first such image."""
     # One sum is far cheaper than isfinite of each; it is finite unless a value is not, or the sum overflows.
     if not values.size or np.isfinite(np.sum(values, dtype=np.float64)):
         return
@@ -283,6 +289,6 @@ def _refuse_not_finite(tensor: str, values: Values, names: Sequence[str]) -> Non
         if bad.any():
             kind = "NaN" if np.isnan(row).any() else "infinite"
             raise CalibrationError(
-                f"tensor {tensor!r} is {kind} at {int(bad.sum())} of {row.size} places on the image {name}",
-                "int8 has no number for that; see whether the fp32 model is sound on this image, or leave it out",
+                f"tensor {tensor!r} is {kind} in {int(bad.sum())} of {row.size} values on {name}",
+                "check the output of the fp32 model on this image, or remove the image",
             )

@@ -1,4 +1,4 @@
-"""Read checkpoints: formats, wrappers and prefixes of names."""
+"""Read checkpoints of any format (`read_checkpoint`), and unwrap the tensors in them."""
 
 import struct
 import zipfile
@@ -28,7 +28,7 @@ _DTYPES = {
 
 
 def looks_like_safetensors(path: Path) -> bool:
-    """Tell by the first nine bytes: the length of a table that fits into the file, and its opening brace."""
+    """Recognise the format by its first nine bytes: the length of the header and its opening brace."""
     with path.open("rb") as file:
         head = file.read(9)
     if len(head) < 9 or head[8:] != b"{":
@@ -54,7 +54,8 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing: ")
         raise ModelError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or damaged: {reason}", "download it again"
+            f"{path} ({path.stat().st_size} bytes) is truncated or damaged: {reason}",
+            "download the file again",
         ) from None
     return {name: _tensor(path, name, entry) for name, entry in entries}
 
@@ -73,20 +74,21 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> Array:
         return flat.reshape(entry["shape"])
     except (ValueError, OverflowError) as error:  # no elements, but sides or a number of axes beyond numpy's
         raise ModelError(
-            f"{path} is damaged: tensor {name!r} of shape {entry['shape']}: {error}", "download it again"
+            f"{path} is damaged: tensor {name!r} of shape {entry['shape']}: {error}",
+            "download the file again",
         ) from None
 
 
-# Where training codes keep the weights, best first.
+# Keys under which training code stores the weights, most likely first.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "params", "module")
-# What wrappers around the network put before every name.
+# Prefixes that wrappers around the network add to every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _DEPTH = 3  # wrappers within wrappers
-# numpy compresses weights by little; an archive that would grow more than this is a bomb.
+# Trained weights hardly compress; an archive that unpacks to more than this many times its size is a bomb.
 _LARGEST_GROWTH = 50
 _HINT = "give a .pth file of torch.save, a .safetensors or an .npz file with the tensors of a state_dict"
 _LOOKS_LIKE = (
-    (b"\x08", "an ONNX model", "it is exported already: give it to `centernet-trt build`"),
+    (b"\x08", "an ONNX model", "it is already exported: give it to `centernet-trt build`"),
     (b"\x89HDF", "an HDF5 file, such as Keras weights", _HINT),
     (b"\x1f\x8b", "a gzip archive", "unpack it first"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
@@ -96,12 +98,13 @@ _LOOKS_LIKE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, prefixes of wrappers removed.
+    """Tensors of a checkpoint.
 
     Attributes:
-        tensors: contiguous numpy arrays; float16 and float64 as stored, bfloat16 as float32.
+        tensors: contiguous numpy arrays by name, without the prefixes of wrappers; float16 and float64 as stored,
+            bfloat16 as float32.
         format: `torch`, `safetensors` or `npz`.
-        found_at: keys that led to the tensors within the file, such as ("state_dict",).
+        found_at: path of keys to the tensors within the file, such as ("state_dict",).
     """
 
     tensors: dict[str, Array]
@@ -113,10 +116,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; nothing in it is executed.
 
     Args:
-        path: PyTorch (.pth of any age, a state_dict or a dictionary around one), safetensors, or npz.
+        path: PyTorch (.pth of any version, a state_dict or a dictionary with one inside), safetensors, or npz.
+
+    Returns:
+        Its tensors.
 
     Raises:
-        ModelError: no file, another format, truncated, damaged, without tensors, or refused because it would unpack
+        ModelError: no file, another format, truncated, damaged, without tensors, or refused, because it could unpack
             to any size or asks Python to call something.
     """
     path = Path(path)
@@ -137,8 +143,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             return _from_torch(path, opened)
     for magic, what, hint in _LOOKS_LIKE:
         if head.startswith(magic):
-            raise ModelError(f"{path} is no checkpoint: it looks like {what}", hint)
-    raise ModelError(f"{path} is of no known checkpoint format; it begins with {head[:8]!r}", _HINT)
+            raise ModelError(f"{path} is not a checkpoint: it looks like {what}", hint)
+    raise ModelError(f"{path} has no known checkpoint format; it begins with {head[:8]!r}", _HINT)
 
 
 def _is_npz(path: Path) -> bool:
@@ -168,7 +174,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
         MemoryError,
     ) as error:
         raise ModelError(
-            f"{path} is damaged, or holds Python objects: {error}", "store plain arrays with numpy.savez"
+            f"{path} is damaged or has Python objects: {error}", "store plain arrays with numpy.savez"
         ) from error
 
 
@@ -192,7 +198,7 @@ def _tensors(value: Any) -> dict[str, StoredTensor]:
 
 
 def _wrapped(value: Any) -> str | None:
-    """The key of a known name that has a dictionary behind it."""
+    """The first known key whose value is a dictionary."""
     known = [key for key in _WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)]
     return known[0] if known else None
 
@@ -205,18 +211,18 @@ def _no_tensors(path: Path, value: Any, found_at: tuple[str, ...]) -> ModelError
     if objects:
         kind = objects[0].made_by
         if isinstance(kind, PersistentId) and isinstance(kind.value, tuple):
-            kind = kind.value[1]  # ("module", class, file, source): how the old format wrote modules
+            kind = kind.value[1]  # ("module", class, file, source): a module in the legacy format
         return ModelError(
-            f"{where} holds a Python object of {kind}, not a state_dict; objects are not read, since "
-            "that would run their code",
+            f"{where}: expected a state_dict, got a Python object of {kind}; objects are not read, since that would "
+            "execute their code",
             "save model.state_dict() where the model's code is installed",
         )
     keys = ", ".join(map(str, list(value)[:10])) if isinstance(value, dict) else type(value).__name__
-    return ModelError(f"{where} holds no tensors; it holds {keys or 'nothing'}", _HINT)
+    return ModelError(f"{where}: expected tensors, got {keys or 'nothing'}", _HINT)
 
 
 def _unprefixed(tensors: Mapping[str, Array], kind: str, found_at: tuple[str, ...] = ()) -> Checkpoint:
-    """Remove what stands before every single name, again and again (`module.model.`)."""
+    """Remove prefixes that all names have, repeatedly (`module.model.`)."""
     names = {name: name for name in tensors}
     while prefix := next(
         (p for p in _PREFIXES if names and all(n.startswith(p) for n in names.values())), ""

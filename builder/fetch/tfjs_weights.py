@@ -1,7 +1,7 @@
-"""Reads the weights of a TensorFlow.js graph model: a manifest in the JSON file, numbers in the files beside it.
+"""Read the weights of a TensorFlow.js graph model (`read_weights`): a manifest in the JSON file, numbers in .bin files.
 
-Source: the format's description in tensorflow/tfjs-converter: groups of files, tensors one behind the other,
-optionally stored as float16, or as uint8 / uint16 with a scale and a minimum.
+Source: the format's description in tensorflow/tfjs-converter: groups of files, tensors in sequence, optionally stored
+as float16, or as uint8 / uint16 with a scale and a minimum.
 """
 
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ _HINT = "get the .json file and its .bin files from the same release again"
 
 
 def read_weights(manifest: object, folder: Path) -> dict[str, Array]:
-    """Return every weight by name: float32, int32, uint8 or bool, in TensorFlow's own layout.
+    """Return every weight by name: float32, int32, uint8 or bool, in TensorFlow's layout.
 
     Args:
         manifest: `weightsManifest` of the JSON file.
-        folder: where the files lie that it names.
+        folder: of the files that it names.
 
     Raises:
-        ModelError: a file is missing, too short or too long, or the manifest is not of the known form.
+        ModelError: a file is missing, too short or too long, or the manifest is not valid.
     """
     weights: dict[str, Array] = {}
     if not isinstance(manifest, list):
@@ -42,9 +42,7 @@ def read_weights(manifest: object, folder: Path) -> dict[str, Array]:
             value, place = _weight(entry, data, place)
             weights[name] = value.reshape(shape)
         if place != len(data):
-            raise ModelError(
-                f"{group['paths']} hold {len(data)} bytes, the manifest describes {place}", _HINT
-            )
+            raise ModelError(f"{group['paths']}: expected {place} bytes, got {len(data)}", _HINT)
     return weights
 
 
@@ -56,7 +54,7 @@ def _field(entry: Any, name: str) -> Any:
 
 def _read(folder: Path, name: str) -> bytes:
     if PurePosixPath(name).name != name or name in ("", ".", ".."):
-        raise ModelError(f"the model names the weight file {name!r}, which is no file beside it", _HINT)
+        raise ModelError(f"expected the name of a weight file in the same folder, got {name!r}", _HINT)
     try:
         return (folder / name).read_bytes()
     except OSError as error:
@@ -64,7 +62,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _weight(entry: Mapping[str, Any], data: bytes, place: int) -> tuple[Array, int]:
-    """Decode one tensor, flat; also return where the next begins."""
+    """Decode one tensor, flat; also returns the offset of the next."""
     quantised = entry.get("quantization") or {}
     stored = quantised.get("dtype", _field(entry, "dtype"))
     if stored not in _STORED:
@@ -74,7 +72,7 @@ def _weight(entry: Mapping[str, Any], data: bytes, place: int) -> tuple[Array, i
     end = place + count * dtype.itemsize
     if count < 0 or end > len(data):
         raise ModelError(
-            f"the weights end after {len(data)} bytes, {entry['name']!r} needs bytes to {end}", _HINT
+            f"weight {entry['name']!r}: expected {end} bytes in the files, got {len(data)}", _HINT
         )
     value = np.frombuffer(data, dtype, count, place)
     if stored in ("uint8", "uint16") and quantised:

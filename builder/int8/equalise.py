@@ -1,12 +1,12 @@
-"""Equalises the channels of a tensor before it is quantised, without changing what the graph computes.
+"""Equalise the channels of a tensor before it is quantised, without changing what the graph computes.
 
-int8 gives a whole activation one scale, so a channel of small values next to one of large values loses its digits.
-Where a tensor X goes into convolutions only, its channel c can be divided by a factor s_c at its source, and the
-weights that read the channel multiplied by it. Weights have a scale for each output channel, so a depthwise
-convolution takes any factor at no cost, and X then fills its range in every channel. For a dense convolution
+int8 has one scale for a whole activation, so a channel of small values beside one of large values loses its digits.
+If only convolutions read a tensor X, its channel c can be divided by a factor s_c at its source, and the weights that
+read the channel multiplied by it. Weights have a scale for each output channel, so a depthwise convolution takes any
+factor at no cost, and X then fills its range in every channel. For a dense convolution
 s_c = sqrt(range of X_c / range of the weights that read c), which shares the loss (M. Nagel et al., "Data-Free
 Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1). The factors are powers of two:
-multiplying by them is exact, so the fp32 results stay the same to the last bit, but for subnormal numbers.
+multiplying by them is exact, so the fp32 results are bit-identical, except for subnormal numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ Factors = npt.NDArray[np.float32]
 
 # f(a * x) = a * f(x) for a > 0, channel by channel.
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
-# No channel is moved by more than this: a dead channel has no range to speak of.
+# Largest exponent of a factor: the range of a dead channel is not meaningful.
 _LARGEST_SHIFT = 8
 
 
 @dataclass
 class _Plan:
-    """The edits that multiply one tensor by factors: constants (name, node) by factors, and gates to multiply."""
+    """The edits that multiply one tensor by factors: weights and constants to scale, gates to multiply."""
 
     weights: list[tuple[NodeProto, Factors]] = field(default_factory=list)
     constants: list[tuple[NodeProto, int, Factors]] = field(default_factory=list)
@@ -44,7 +44,7 @@ class _Plan:
 
 
 def equalisable(model: ModelProto) -> tuple[str, ...]:
-    """The tensors that `equalise` can change, in graph order; shapes must be inferred."""
+    """Names of the tensors that `equalise` can change, in graph order; shapes must be inferred."""
     editor = _Editor(g.copy_model(model))
     return tuple(
         name
@@ -58,15 +58,15 @@ def equalisable(model: ModelProto) -> tuple[str, ...]:
 def equalise(
     model: ModelProto, ranges: Mapping[str, npt.NDArray[np.float64]]
 ) -> tuple[ModelProto, dict[str, tuple[int, ...]]]:
-    """Return the model with the channels of tensors equalised, and how: what it computes stays.
+    """Equalise the channels of tensors; the model computes the same.
 
     Args:
         model: fp32, batch norms folded, shapes inferred.
         ranges: for each tensor to equalise, largest |x| of each channel, (C,). Tensors that cannot be changed (see
-            `equalisable`) are left as they are.
+            `equalisable`) stay unchanged.
 
     Returns:
-        The model, and by tensor the exponents e: channel c was multiplied by 2^e[c].
+        The model, and the exponents e by tensor: channel c was multiplied by 2^e[c].
     """
     model = g.copy_model(model)
     editor = _Editor(model)
@@ -81,7 +81,7 @@ def equalise(
 
 
 def replay(model: ModelProto, exponents: Mapping[str, Sequence[int]]) -> ModelProto:
-    """Return the model equalised as `equalise` did before, from the exponents that it gave."""
+    """Repeat an equalisation from the exponents that `equalise` returned."""
     model = g.copy_model(model)
     editor = _Editor(model)
     for node in list(model.graph.node):
@@ -98,7 +98,7 @@ def _finished(model: ModelProto) -> ModelProto:
 
 
 class _Editor:
-    """Edits one graph in place; every constant that it changes becomes the node's own."""
+    """Edits one graph in place; a node gets its own copy of every constant that is changed for it."""
 
     def __init__(self, model: ModelProto) -> None:
         self.graph: GraphProto = model.graph
@@ -114,12 +114,12 @@ class _Editor:
         }
 
     def channels(self, name: str) -> int:
-        """Channels of a tensor (N, C, ...), 0 where they are not known."""
+        """Channels of a tensor (N, C, ...), 0 if unknown."""
         shape = self.shapes.get(name, [])
         return shape[1] if len(shape) > 1 else 0
 
     def readers(self, name: str) -> list[NodeProto]:
-        """The convolutions that read a tensor and have weights to change."""
+        """The convolutions that read a tensor and have constant weights."""
         return [
             node
             for node in self.uses.get(name, [])
@@ -131,7 +131,7 @@ class _Editor:
         ]
 
     def scale(self, name: str, factors: Factors) -> bool:
-        """Multiply the channels of a tensor where that can be done; False where it cannot, or changes nothing."""
+        """Multiply the channels of a tensor; False if that is impossible or changes nothing."""
         readers = self.readers(name)
         plan = self.source_plan(name, factors)
         if plan is None or not readers or (factors == 1).all():
@@ -147,7 +147,7 @@ class _Editor:
         return True
 
     def factors(self, ranges: npt.NDArray[np.float64], readers: Sequence[NodeProto]) -> Factors:
-        """What each channel is multiplied by: powers of two."""
+        """The factor of each channel, a power of two."""
         largest = ranges.max(initial=0.0)
         if largest <= 0:
             return np.ones(len(ranges), np.float32)
@@ -168,7 +168,7 @@ class _Editor:
         return result
 
     def plan(self, name: str, factors: Factors) -> _Plan | None:
-        """How to multiply a tensor by one factor a channel at its source; None where that would change others."""
+        """How to multiply a tensor by one factor per channel at its source; None if that would change others."""
         node = self.made.get(name)
         if node is None or node.domain not in ("", "ai.onnx"):
             return None
@@ -190,12 +190,12 @@ class _Editor:
         return None
 
     def source_plan(self, name: str, factors: Factors) -> _Plan | None:
-        """As `plan`, where convolutions that can be changed are all that reads the tensor."""
+        """As `plan`; None unless only convolutions with constant weights read the tensor."""
         alone = len(self.readers(name)) == len(self.uses[name]) and name not in self.outputs
         return self.plan(name, factors) if alone else None
 
     def _inner(self, name: str, factors: Factors) -> _Plan | None:
-        """The plan for a tensor on the way: it must have this one user and every channel of its own."""
+        """The plan for an intermediate tensor, which must have a single reader and as many channels as factors."""
         alone = len(self.uses.get(name, [])) == 1 and name not in self.outputs
         return self.plan(name, factors) if alone and self.channels(name) == len(factors) else None
 
@@ -213,7 +213,7 @@ class _Editor:
         return whole
 
     def _plan_mul(self, node: NodeProto, factors: Factors) -> _Plan | None:
-        """One operand takes the factors: a constant, else what can be scaled at its source, else a gate."""
+        """Apply the factors to one operand: a constant, else one that can be scaled at its source, else a gate."""
         for index, name in enumerate(node.input):
             if name in self.constants and self._is_channelwise(name):
                 return _Plan(constants=[(node, index, factors)])
@@ -227,14 +227,14 @@ class _Editor:
         return None
 
     def _is_channelwise(self, name: str) -> bool:
-        """Whether a constant is one number, or one a channel as (C, 1, 1) or (1, C, 1, 1)."""
+        """Whether a constant is one number, or one per channel as (C, 1, 1) or (1, C, 1, 1)."""
         dims = list(self.constants[name].dims)
         return int(np.prod(dims)) == 1 or (
             len(dims) in (3, 4) and dims[-2:] == [1, 1] and dims[:-3] in ([], [1])
         )
 
     def _own(self, node: NodeProto, index: int, value: npt.NDArray[np.floating]) -> None:
-        """Give a node a constant of its own."""
+        """Give a node its own constant."""
         name = g.fresh_name(f"{node.input[index]}/equalised", self.taken)
         g.add_initializer(self.graph, name, value.astype(np.float32))
         self.constants[name] = self.graph.initializer[-1]
@@ -266,7 +266,7 @@ class _Editor:
         self._own(node, index, value.reshape(1 if value.size == 1 else -1, 1, 1) * factors.reshape(shape))
 
     def _insert_mul(self, node: NodeProto, index: int, factors: Factors) -> None:
-        """Multiply a gate (N, C, 1, 1) by the factors, for this node alone."""
+        """Multiply a gate (N, C, 1, 1) by the factors, for this node only."""
         source = node.input[index]
         target = g.fresh_name(f"{source}/equalised", self.taken)
         factor = g.fresh_name(f"{source}/equaliser", self.taken)

@@ -58,9 +58,9 @@ def test_an_iterator_is_gone_through_once_and_read_twice() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: None, "neither a folder"),
-        (lambda folder: folder.mkdir(), "has 0 images"),
-        (lambda folder: write(folder, 3), "has 3 images, at least 4"),
+        (lambda folder: None, "expected a folder of images or a COCO file"),
+        (lambda folder: folder.mkdir(), "expected at least 4 images, got 0"),
+        (lambda folder: write(folder, 3), "expected at least 4 images, got 3"),
     ],
 )
 def test_too_few_images_are_refused(tmp_path: Path, make: object, message: str) -> None:
@@ -84,7 +84,7 @@ def test_equal_images_are_refused_and_repeats_noted(tmp_path: Path) -> None:
     first = write(tmp_path / "a", 1)[0]
     for row in range(1, 5):
         (tmp_path / "a" / f"{row}.png").write_bytes(first.read_bytes())
-    with pytest.raises(CalibrationError, match="all the same picture"):
+    with pytest.raises(CalibrationError, match=r"images of .* are all the same"):
         find_images(tmp_path / "a")
     paths = write(tmp_path / "b", 5)
     (tmp_path / "b" / "again.png").write_bytes(paths[0].read_bytes())
@@ -95,7 +95,7 @@ def test_an_iterable_is_judged_as_a_folder_is() -> None:
     black = np.zeros((40, 40, 3), np.uint8)
     with pytest.raises(CalibrationError, match="all the same"):
         images_from([black] * 5)
-    with pytest.raises(CalibrationError, match="gave 2 images"):
+    with pytest.raises(CalibrationError, match="at least 4 images, got 2"):
         images_from([black, black + 1])
     with pytest.raises(CalibrationError, match="image 1 of the iterable"):
         images_from([black, np.zeros((4, 4), np.float32)])

@@ -114,7 +114,7 @@ def test_what_is_not_finite_is_named_with_its_image(kind: str, operator: str) ->
     spec = tiny_spec().input.model_copy(update={"size": FixedSize(width=64, height=64), "resize": Stretch()})
     arrays = [rng.integers(1, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
     arrays[2][5, 5] = 0
-    with pytest.raises(CalibrationError, match=f"tensor 'bad' is {kind} at 3 of .* image 2"):
+    with pytest.raises(CalibrationError, match=f"tensor 'bad' is {kind} in 3 of 12288 values on image 2"):
         collect_statistics(model, spec, images_from(arrays).images, ["bad"], batch=3)
 
 

@@ -220,9 +220,9 @@ def test_a_malicious_pickle_writes_no_file(tmp_path: Path, protocol: int, zipped
     else:
         path.write_bytes(attack)
     if zipped or protocol >= 2:
-        refused(path, "asks Python to call", "system", "nothing of it was executed")
+        refused(path, "asks Python to call", "system", "nothing in it was executed")
     else:  # torch.save never wrote protocol 0 or 1
-        refused(path, "no known checkpoint format")
+        refused(path, "has no known checkpoint format")
     assert not target.exists()
 
 
@@ -380,7 +380,7 @@ def test_safetensors_with_bytes_of_no_tensor_are_refused(tmp_path: Path) -> None
         (b"{\xff}", None, "invalid UTF-8"),
         (b"{}", 3, "invalid header length"),
         (b"{}", 100 << 20, "header too large"),
-        (b"{}", 1 << 63, "no known checkpoint format"),
+        (b"{}", 1 << 63, "has no known checkpoint format"),
         (b"{}", 0, "header"),
     ],
 )
@@ -452,22 +452,25 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         (b"\x08\x09\x12\x07pytorch", "ONNX"),
         (b"\x89HDF\r\n", "HDF5"),
-        (b"what is this, then", "no known checkpoint format"),
+        (b"what is this, then", "has no known checkpoint format"),
         (pickle.dumps({"a": 1}, 2), "not one of torch.save"),
     ):
         path.write_bytes(data)
         refused(path, said)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "no model")
-    refused(path, "without a single data.pkl")
+    refused(path, "with 0 data.pkl, expected one")
 
 
 @BOTH
 def test_files_without_tensors(tmp_path: Path, write: Write) -> None:
-    refused(write(tmp_path / "a.pth", {"epoch": 3, "loss": 0.5}), "holds no tensors", "epoch, loss")
+    refused(write(tmp_path / "a.pth", {"epoch": 3, "loss": 0.5}), "expected tensors, got epoch, loss")
     module = call("models.networks.resnet", "PoseResNet")
-    refused(write(tmp_path / "b.pth", module), "Python object of models.networks.resnet.PoseResNet")
-    refused(write(tmp_path / "c.pth", {"state_dict": {}}), "holds no tensors")
+    refused(
+        write(tmp_path / "b.pth", module),
+        "expected a state_dict, got a Python object of models.networks.resnet.PoseResNet",
+    )
+    refused(write(tmp_path / "c.pth", {"state_dict": {}}), "['state_dict']: expected tensors, got nothing")
 
 
 def test_files_of_torch_itself(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,59 +227,90 @@ def test_quantised_weights(tmp_path: Path, quantised: dict[str, Any], tolerance:
     np.testing.assert_allclose(held[:, :, 0, 0].T, weight[0, 0], atol=tolerance)
 
 
-def refused(path: Path, said: str, outputs: dict[str, str] | None = None) -> None:
+def refused(path: Path, said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        convert_tfjs(path, outputs or {"y": "y"})
+        convert_tfjs(path, {"y": "y"})
 
 
-def test_graphs_that_cannot_be_converted(tmp_path: Path) -> None:
-    image, weight = placeholder(8, 8), {"w": rng_array(3, 3, 3, 4), "axis": np.array(1, np.int32)}
-    conv = {"padding": text("SAME"), "strides": numbers(1, 1, 1, 1)}
-    for nodes, said in (
-        ([image, node("y", "TopKV2", "image")], "is a TopKV2"),
-        ([image, node("y", "Relu", "z"), node("z", "Relu", "y")], "cycle"),
-        ([image, node("y", "Relu", "nothing")], "does not have"),
-        ([placeholder(-1, 8), node("y", "Relu", "image")], "all but the batch fixed"),
-        ([image, node("y", "ConcatV2", "image", "image", "axis")], "axis 1"),
+IMAGE = placeholder(8, 8)
+CONV = {"padding": text("SAME"), "strides": numbers(1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([IMAGE, node("y", "TopKV2", "image")], "is a TopKV2"),
+        ([IMAGE, node("y", "Relu", "z"), node("z", "Relu", "y")], "cycle"),
+        ([IMAGE, node("y", "Relu", "nothing")], "does not have"),
+        ([placeholder(-1, 8), node("y", "Relu", "image")], r"all but the batch fixed, got \[1, -1, 8, 3\]"),
+        ([IMAGE, node("y", "ConcatV2", "image", "image", "axis")], "got axis 1"),
         (
-            [image, node("y", "Conv2D", "image", "w", **{**conv, "padding": text("EXPLICIT")})],
-            "SAME or VALID",
+            [IMAGE, node("y", "Conv2D", "image", "w", **{**CONV, "padding": text("EXPLICIT")})],
+            "expected padding SAME or VALID, got 'EXPLICIT'",
         ),
-        ([image, node("y", "Conv2D", "image", "w", **conv, data_format=text("NCHW"))], "not in NHWC"),
-        ([image, node("y", "_FusedConv2D", "image", "w", **conv, fused_ops=words("Elu"))], "Elu"),
-        ([image, node("y", "Conv2D", "image", "image", **conv)], "is not a weight"),
-        ([image, node("y", "Mul", "w", "image")], "one number a channel"),
-        ([image, node("y", "Mul", "w", "w")], "constants only"),
-    ):
-        refused(write(tmp_path, nodes, weight), said)
-    refused(write(tmp_path, [image], weight), "no node 'heads'", {"y": "heads"})
+        ([IMAGE, node("y", "Conv2D", "image", "w", **CONV, data_format=text("NCHW"))], "not in NHWC"),
+        ([IMAGE, node("y", "_FusedConv2D", "image", "w", **CONV, fused_ops=words("Elu"))], r"got \['Elu'\]"),
+        (
+            [IMAGE, node("y", "Conv2D", "image", "image", **CONV)],
+            "expected a weight of rank 4, got no weight",
+        ),
+        ([IMAGE, node("y", "Mul", "w", "image")], r"one number per channel, got shape \[3, 3, 3, 4\]"),
+        ([IMAGE, node("y", "Mul", "w", "w")], "constants only"),
+        ([IMAGE], "no node 'y'"),
+    ],
+)
+def test_graphs_that_cannot_be_converted(tmp_path: Path, nodes: list[dict[str, Any]], said: str) -> None:
+    weights = {"w": rng_array(3, 3, 3, 4), "axis": np.array(1, np.int32)}
+    refused(write(tmp_path, nodes, weights), said)
 
 
-def test_damaged_files(tmp_path: Path) -> None:
-    conv = node("y", "Conv2D", "image", "w", padding=text("SAME"), strides=numbers(1, 1, 1, 1))
-    path = write(tmp_path, [placeholder(8, 8), conv], {"w": rng_array(3, 3, 3, 4)})
-    whole = (tmp_path / "b.bin").read_bytes()
-    (tmp_path / "b.bin").write_bytes(whole[:-4])
-    refused(path, "weights end after")
-    (tmp_path / "b.bin").write_bytes(whole + b"1234")
-    refused(path, "the manifest describes 432")
-    (tmp_path / "b.bin").unlink()
-    refused(path, "cannot read .*b.bin")
-    document = json.loads(path.read_text())
-    for name in ("../b.bin", "/etc/hostname", ".."):
-        document["weightsManifest"][0]["paths"] = [name]
-        path.write_text(json.dumps(document))
-        refused(path, "no file beside it")
-    for content, said in (
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    """One convolution; its weights, 432 bytes, are in b.bin."""
+    return write(tmp_path, [IMAGE, node("y", "Conv2D", "image", "w", **CONV)], {"w": rng_array(3, 3, 3, 4)})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data[:-4], "weight 'w': expected 432 bytes in the files, got 428"),
+        (lambda data: data + b"1234", "expected 432 bytes, got 436"),
+        (lambda data: None, "cannot read .*b.bin"),
+    ],
+)
+def test_damaged_weights(model_file: Path, change: Callable[[bytes], bytes | None], said: str) -> None:
+    file = model_file.parent / "b.bin"
+    data = change(file.read_bytes())
+    if data is None:
+        file.unlink()
+    else:
+        file.write_bytes(data)
+    refused(model_file, said)
+
+
+@pytest.mark.parametrize("name", ["../b.bin", "/etc/hostname", ".."])
+def test_weight_files_elsewhere_are_not_read(model_file: Path, name: str) -> None:
+    document = json.loads(model_file.read_text())
+    document["weightsManifest"][0]["paths"] = [name]
+    model_file.write_text(json.dumps(document))
+    refused(model_file, f"expected the name of a weight file in the same folder, got '{name}'")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
         ("{", "not JSON"),
         ("[]", "graph model"),
-        ("{}", "holds no graph"),
-        ('{"format": "layers-model"}', "graph model"),
-    ):
+        ("{}", "has no graph"),
+        ('{"format": "layers-model"}', "not a TensorFlow.js graph model"),
+        (None, "cannot read"),
+    ],
+)
+def test_damaged_graph_files(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "model.json"
+    if content is not None:
         path.write_text(content)
-        refused(path, said)
-    path.unlink()
-    refused(path, "cannot read")
+    refused(path, said)
 
 
 @pytest.fixture(scope="session")
