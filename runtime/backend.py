@@ -89,7 +89,7 @@ class Backend(Protocol):
 
     @property
     def note(self) -> str:
-        """What the user must know about how the network is run; empty for a TensorRT engine on a GPU."""
+        """A remark for the user on how the network runs; empty for a TensorRT engine on a GPU."""
         ...
 
     @property
@@ -104,14 +104,14 @@ class Backend(Protocol):
 
     @property
     def memory(self) -> MemoryUse:
-        """What is allocated on the GPU and in page-locked memory."""
+        """Bytes allocated on the GPU and in pinned memory."""
         ...
 
     def check_image(self, image: LoadedImage) -> None:
         """Raise InputError for an image that this backend does not take."""
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
-        """An image of any content, (height, width, 3) uint8, in the memory that this backend reads fastest."""
+        """An uninitialised image (height, width, 3) uint8 in the memory that this backend reads fastest."""
         ...
 
     def run(self, batches: Iterable[Batch], mark: Mark | None = None) -> list[list[Detections]]:
@@ -132,7 +132,7 @@ class Backend(Protocol):
         ...
 
     def warm(self, batches: Iterable[Batch]) -> None:
-        """Do whatever the first run of each batch's shape would do."""
+        """Do ahead of time what the first run of each batch's shape would do."""
 
     def close(self) -> None:
         """Finish the batches in flight, then free everything. May be called twice."""

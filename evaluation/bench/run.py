@@ -89,14 +89,14 @@ def run_bench(
     with ExitStack() as stack:
         benches: list[Bench] = []
         for name, bundle in zip(distinct_names(bundles), bundles, strict=True):
-            run.tell(f"{name}: load and check", 0, 1)
+            run.progress(f"{name}: load and check", 0, 1)
             benches.append(prepare(stack, name, bundle, run))
-        run.tell("machine", 0, 1)
+        run.progress("machine", 0, 1)
         rates = _measure_rates(benches[0], run)
         samples = measure(
             {f"{b.name}: {name}": subject for b in benches for name, subject in b.subjects.items()},
             options.rules,
-            progress=run.tell,
+            progress=run.progress,
         )
         if isinstance(rates, MachineRates) and options.rates is None:
             # Before and after everything else: a lower bound must not be high because the machine was busy for a second.
@@ -189,9 +189,9 @@ def _entry(
         run.options.loads,
         run.options.in_flight,
         run.options.rules,
-        lambda what, done, total: run.tell(f"{bench.name}: {what}", done, total),
+        lambda what, done, total: run.progress(f"{bench.name}: {what}", done, total),
     )
-    run.tell(f"{bench.name}: new interpreters", 0, 1)
+    run.progress(f"{bench.name}: new interpreters", 0, 1)
     cold = _cold_starts(bench, run)
     if bench.timer is not None and bench.timer.late:
         run.notes.append(

@@ -110,7 +110,7 @@ class Run:
     images: Sequence[BenchImage]
     counter: Counter | None
     sources: Mapping[Path, bytes]
-    tell: Progress
+    progress: Progress
     cores: int
     notes: list[str] = field(default_factory=list)
 
@@ -266,6 +266,8 @@ def gpu_bench(stack: ExitStack, name: str, bundle: EngineBundle, run: Run) -> Be
         Detector(bundle, GpuBackend.load(bundle, replace(options.gpu, streams=1, spin=False)))
     )
     timer = stack.enter_context(GpuTimer(backend.device, *backend.streams))
+    for image in run.images:  # every shape is recorded, or refused, before anything is measured
+        detector.detect(image.pixels)
     run.notes.append(_beside_host(name, bundle, detector, run.images))
     graph = options.gpu.cuda_graph
     if graph and not backend.recorded:

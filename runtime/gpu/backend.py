@@ -45,10 +45,10 @@ from centernet_trt.runtime.trt.context import TensorRTExecutor
 
 
 class LanePool:
-    """The lanes that nobody uses. Safe to use from many threads."""
+    """The idle lanes. Safe to use from many threads."""
 
     def __init__(self, device: Device, lanes: Sequence[Lane]) -> None:
-        """All are idle."""
+        """Start with all lanes idle."""
         self._device = device
         self._count = len(lanes)
         self._idle = list(lanes)
@@ -59,10 +59,10 @@ class LanePool:
         self._lost: DriverError | None = None
 
     def take(self) -> Lane:
-        """An idle lane; waits for one. Not for those who hold another: two of them could wait for ever.
+        """Take an idle lane; waits for one. The caller must hold no other lane: two such callers could deadlock.
 
         Raises:
-            BackendError: the pipeline is closed.
+            BackendError: the backend is closed.
             CudaError: the GPU cannot be used.
         """
         self.check_usable()
@@ -73,14 +73,14 @@ class LanePool:
             return self._idle.pop()  # the one used last: its graphs and caches are warm
 
     def take_idle(self) -> Lane | None:
-        """An idle lane, None where there is none; raises what `take` raises."""
+        """Take an idle lane, None if there is none; raises what `take` raises."""
         self.check_usable()
         with self._lock:
             self._check_open()
             return self._idle.pop() if self._idle else None
 
     def give_back(self, lane: Lane, error: BaseException | None = None) -> None:
-        """The lane is idle again; `error` ended its work."""
+        """Return a lane, which is idle again; `error` ended its work."""
         with self._lock:
             if isinstance(error, DriverError) and error.context_lost:
                 self._lost = error
@@ -92,7 +92,7 @@ class LanePool:
         """Make sure that a lane can be taken, now or later.
 
         Raises:
-            BackendError: the pipeline is closed.
+            BackendError: the backend is closed.
             CudaError: this process is a fork, or the GPU's context is lost.
         """
         self._check_open()
@@ -101,7 +101,7 @@ class LanePool:
         self._device.check_usable()
 
     def close(self) -> bool:
-        """Let nobody take a lane any more, and wait until all are idle; False where another call has done it before."""
+        """Close the pool and wait until all lanes are idle. Returns False if it was closed before."""
         with self._lock:
             if self._closing:
                 return False
@@ -128,7 +128,7 @@ InFlight = deque[tuple[Lane, list[Detections]]]
 
 
 class GpuBackend:
-    """A bundle's plan with everything around it on one GPU. Safe to use from many threads; close it."""
+    """Runs a bundle's plan, between the two kernels, on one GPU. Safe to use from many threads; close it."""
 
     note = ""
     stages = STAGES
@@ -152,15 +152,15 @@ class GpuBackend:
         """
         self.options = options.within(bundle.manifest.profiles)
         self.device = device
-        self._parts: list[Any] = []  # in the order of their making
+        self._parts: list[Any] = []  # in order of creation
         self._lanes: list[Lane] = []
-        self._warming = threading.Lock()  # two that each hold some streams and want all would wait for ever
+        self._warming = threading.Lock()  # two callers that each hold some lanes and want all would deadlock
         try:
             self._build(bundle, kernels, executor)
         except BaseException:
             self._tear_down()
             raise
-        # Not closed by its owner, it is closed before the driver goes; the garbage collector frees nothing.
+        # Unless its owner closes it, it is closed before the driver unloads; the garbage collector frees nothing.
         atexit.register(self.close)
 
     @classmethod
@@ -242,13 +242,13 @@ class GpuBackend:
 
     @property
     def memory(self) -> MemoryUse:
-        """What is allocated, and for what."""
+        """Bytes allocated, by purpose."""
         use = memory_use(self.options.streams, self._memory, self.executor.plan.bytes, self._levels.nbytes)
         made = self._locked.nbytes
         return replace(use, pinned=use.pinned | {"images of pinned_image()": made}) if made else use
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
-        """An image of any content in page-locked memory, for callers to fill; see `PinnedImages.make`."""
+        """An uninitialised image (height, width, 3) uint8 in pinned memory; see `PinnedImages.make`."""
         self._pool.check_usable()
         return self._locked.make(height, width)
 
@@ -258,11 +258,11 @@ class GpuBackend:
         return self.options.max_batch or 1
 
     def check_image(self, image: LoadedImage) -> None:
-        """Raise InputError for an image from the host that does not fit into the upload buffer."""
+        """Raise InputError for an image on the host that does not fit into the upload buffer."""
         if not isinstance(image, DeviceImage) and image.nbytes > self._largest_image:
             height, width = image.shape[:2]
             raise InputError(
-                f"an image of {width}x{height} pixels was given, the detector was loaded for {self.options.max_pixels} "
+                f"got an image of {width}x{height} pixels, but the detector was loaded for {self.options.max_pixels} "
                 "pixels",
                 "load it with a larger max_pixels, or scale the image down",
             )
@@ -312,7 +312,7 @@ class GpuBackend:
             while in_flight:
                 self._finish(in_flight)
         finally:
-            while in_flight:  # an error: the others' work is waited for and dropped
+            while in_flight:  # after an error: wait for the others and drop their results
                 try:
                     self._finish(in_flight)
                 except CenterNetError as error:
@@ -338,7 +338,7 @@ class GpuBackend:
         return parts
 
     def _next_lane(self, in_flight: InFlight) -> Lane:
-        """An idle lane; who holds others finishes them first, for waiting while holding could last for ever."""
+        """An idle lane; finishes the batches in flight first where there is none, since waiting while holding could deadlock."""
         while in_flight:
             lane = self._pool.take_idle()
             if lane is not None:
@@ -366,7 +366,7 @@ class GpuBackend:
         """Head tensors (N, C, H, W) on the host of an input tensor (N, 3, height, width); not a fast path.
 
         Raises:
-            BackendError: TensorRT refused, or the pipeline is closed.
+            BackendError: TensorRT refused, or the backend is closed.
             CudaError: the driver refused.
         """
         lane = self._pool.take()
@@ -380,7 +380,7 @@ class GpuBackend:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def warm(self, batches: Iterable[Batch]) -> None:
-        """Run each batch once on every stream, so that all its shapes are recorded, and keep compiled kernels."""
+        """Run each batch once on every stream, so that its shape is recorded as a graph; keep the compiled kernels."""
         with self._warming:
             lanes: list[Lane] = []
             failed: BaseException | None = None
@@ -400,7 +400,7 @@ class GpuBackend:
             self.executor.save_kernels()
 
     def close(self) -> None:
-        """Wait for what is under way, then free everything. May be called twice; in a fork it does nothing."""
+        """Wait for the batches in flight, then free everything. May be called twice; in a fork it does nothing."""
         if self.device.foreign_process:
             return
         if self._pool.close():
@@ -408,6 +408,6 @@ class GpuBackend:
             self._tear_down()
 
     def _tear_down(self) -> None:
-        """Lanes, then the engine, then the kernels, then the context, whatever fails."""
+        """Free lanes, the engine, the kernels, then the context, even if one fails."""
         parts, self._parts = self._parts, []
         close_all([*reversed(parts), self.device])

@@ -37,7 +37,7 @@ ProgramKey = tuple[int, int, int, int]
 
 
 class Program:
-    """The work of one shape on one stream's buffers; nothing in it depends on the images' sizes or the thresholds."""
+    """The work of one input shape on one stream's buffers, independent of the images' sizes and the thresholds."""
 
     def __init__(
         self, key: ProgramKey, executor: TensorRTExecutor, kernels: Kernels, buffers: StreamBuffers
@@ -54,7 +54,7 @@ class Program:
         self.refused: str | None = None
         images, tensors = buffers.device_staging.address, buffers.addresses
         self.layout = DecodeLayout(batch, rows, extra_columns(spec.heads))
-        # Made once: a view of the pinned buffer costs as much as all else that a call does in Python.
+        # Made once: a view of the pinned buffer costs as much as everything else that a call does in Python.
         self.rows = self.layout.view(buffers.pinned_output.array[: self.layout.nbytes])
         self._preprocess = plan_preprocess(batch, height, width, half=manifest.input.dtype == "float16")
         self._preprocess_params = preprocess_params(
@@ -107,7 +107,7 @@ class Program:
         mark("download")
 
     def capture(self) -> None:
-        """Record it as a graph, after it has run once; a refusal is kept in `refused`, and launches go on one by one.
+        """Record it as a graph, after it has run once; after a refusal, kept in `refused`, it runs launch by launch.
 
         Raises:
             DriverError: the GPU's context is lost.
@@ -121,7 +121,7 @@ class Program:
             try:
                 self.enqueue()
             except BaseException:
-                # What was recorded so far would replay as if it were whole.
+                # A partial recording would replay as if it were complete.
                 stream.abandon_capture()
                 raise
             self.graph = stream.end_capture()
@@ -155,7 +155,7 @@ def nvtx_range(name: str) -> AbstractContextManager[Any]:
 
 
 _log = logging.getLogger(__name__)
-_REMEMBERED = 256  # shapes; beyond it all are forgotten
+_REMEMBERED = 256  # shapes; beyond it all are dropped
 
 
 class Lane:
@@ -169,7 +169,7 @@ class Lane:
         cuda_graph: bool,
         max_graphs: int,
     ) -> None:
-        """Use `Pipeline.load`."""
+        """Use `GpuBackend.load`."""
         self.buffers = buffers
         self._executor, self._kernels, self._device = executor, kernels, executor.device
         self._cuda_graph, self._max_graphs = cuda_graph, max_graphs
@@ -205,10 +205,10 @@ class Lane:
         except BaseException:
             self._recover()
             raise
-        self._running = program, requests  # with the images, which the upload may still read
+        self._running = program, requests  # keeps the images alive, which the upload may still read
 
     def finish(self) -> list[Detections]:
-        """Wait for the batch that was started -> its detections. After an error the lane is idle again.
+        """Wait for the started batch -> its detections. After an error the lane is idle again.
 
         Raises:
             DriverError: the work failed.
@@ -254,7 +254,7 @@ class Lane:
         shape = len(requests), placement.height, placement.width
         batch = self._batches.get(shape)
         if batch is None:
-            # To go through the profiles in every call is too slow.
+            # Searching the profiles in every call is too slow.
             batch = batch_to_run(self._executor.manifest.profiles, *shape)
             if len(self._batches) >= _REMEMBERED:
                 self._batches.clear()
@@ -266,7 +266,7 @@ class Lane:
         return batch, placement.height, placement.width, rows
 
     def _program(self, key: ProgramKey) -> Program:
-        """The program of this shape, made when it is new; the one used longest ago goes when there are too many."""
+        """The program of this shape, created when it is new; the least recently used one is closed when there are too many."""
         program = self._programs.get(key)
         if program is not None:
             self._programs.move_to_end(key)
@@ -288,12 +288,12 @@ class Lane:
             self._cuda_graph = False
 
     def _recover(self) -> None:
-        """Bring the lane back after a failure: nothing running, counters zero, programs made anew when needed."""
+        """Reset the lane after a failure: nothing running, counters zero, programs created again when needed."""
         self._running = None
         try:
             self.buffers.reset()
         except CenterNetError as error:
-            _log.debug("the stream could not be brought back: %s", error)
+            _log.debug("the stream could not be reset: %s", error)
         self._close_programs()
 
     def _close_programs(self) -> None:
@@ -303,7 +303,7 @@ class Lane:
 
     @property
     def programs(self) -> dict[ProgramKey, bool]:
-        """The shapes that are kept -> whether each runs as a graph."""
+        """The shapes kept -> whether each runs as a graph."""
         return {key: program.captured for key, program in self._programs.items()}
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ class HostBackend:
             )
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
-        """An ordinary array: there is no GPU to lock its pages for."""
+        """An ordinary array, since there is no GPU that would need it pinned."""
         if height < 1 or width < 1:
             raise InputError(f"expected an image of at least 1x1 pixels, got {width}x{height}")
         return np.empty((height, width, 3), np.uint8)
@@ -88,7 +88,7 @@ class HostBackend:
         """Head tensors of an input tensor.
 
         Raises:
-            InputError: no profile of the bundle takes its shape: what TensorRT would refuse, nobody shall rely on here.
+            InputError: no profile of the bundle takes its shape; mirrors TensorRT's shape checks.
         """
         manifest = self._manifest
         batch_to_run(manifest.profiles, len(tensor), *tensor.shape[2:])
@@ -98,7 +98,7 @@ class HostBackend:
         return heads
 
     def warm(self, batches: Iterable[Batch]) -> None:
-        """Run each batch once."""
+        """Run each batch once, unmarked."""
         self.run(batches)
 
     def close(self) -> None:

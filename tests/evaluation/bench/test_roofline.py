@@ -1,4 +1,4 @@
-"""The floor: costs by hand, rates of a clock that is known."""
+"""The lower bounds: costs by hand, rates of a clock that is known."""
 
 from pathlib import Path
 
