@@ -149,6 +149,7 @@ def test_verify_passes_fails_and_draws(run: Any, tmp_path: Path, pictures: Path,
     done = run(*differs, "--worst-image", drawn)
     assert run(*differs, "--picture", alias).code == 3  # the option's former name
     assert alias.read_bytes() == drawn.read_bytes()
+    assert "--picture" not in run("verify", "--help").out
     assert done.code == 3
     assert "the first stage that differs is network (SQNR of hm" in done.err
     assert "is not the file that the bundle was built from" in done.err
