@@ -9,7 +9,6 @@ the bundle's calibration.json. Every graph runs in faithful mode.
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ from centernet_trt.runtime.host.onnxruntime import open_session
 from centernet_trt.runtime.presets import read_spec
 from centernet_trt.runtime.spec import FixedSize, ModelSpec
 
-NAIVE = Rules(last_convs=True, smallest_share=0.0, dead_inputs=True, equalise=False, correct_bias=False)
+NAIVE = Rules(last_convs=True, smallest_share=0.0)
 
 
 def fp32_graph(path: Path, spec: ModelSpec) -> ModelProto:
@@ -70,7 +69,7 @@ def variants(assets: Path, bundle: Path, spec: ModelSpec) -> dict[str, ModelProt
     found = {"fp32": plain, "fp16": typed(plain), "int8, default recipe": onnx.load(bundle / "model.onnx")}
     for method in METHODS:
         values = {name: tensor.thresholds[method] for name, tensor in record.tensors.items()}
-        graph = place(equalised, values, chosen, Rules(), means=means)
+        graph = place(equalised, values, chosen, means=means)
         found[f"the same layers, all by {method}"] = typed(graph)
     # The usual way: every convolution, heads too, no equalisation, no correction of biases.
     images = find_images(assets / "coco128_train2017" / "images").images[::4]
@@ -84,15 +83,13 @@ def variants(assets: Path, bundle: Path, spec: ModelSpec) -> dict[str, ModelProt
     names = {layer.name for layer in layers.layers}
     for method in METHODS:
         values = {name: by[method] for name, by in thresholds.items()}
-        found[f"every convolution, {method}"] = typed(place(plain, values, names, NAIVE))
+        found[f"every convolution, {method}"] = typed(place(plain, values, names))
     # All that the default rules allow, equalised and corrected, without a search.
     every = {layer.name for unit in survey(equalised, 512, 512).units for layer in unit.layers}
     values = {name: tensor.thresholds["percentile"] for name, tensor in record.tensors.items()}
-    found["every allowed layer, percentile"] = typed(place(equalised, values, every, Rules(), means=means))
-    bare = replace(Rules(), equalise=False, correct_bias=False)
+    found["every allowed layer, percentile"] = typed(place(equalised, values, every, means=means))
     values = {name: by["percentile"] for name, by in thresholds.items()}
-    graph = place(plain, values, every, bare)
-    found["the same, not equalised, biases as they were"] = typed(graph)
+    found["the same, not equalised, biases as they were"] = typed(place(plain, values, every))
     return found
 
 

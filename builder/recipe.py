@@ -1,6 +1,7 @@
 """Recipes: everything about a known model but its weights, in one TOML file (`engines/*.toml`)."""
 
 import tomllib
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from centernet_trt.builder.profiles import ProfileRequest
-from centernet_trt.errors import InputError, SpecError
+from centernet_trt.errors import InputError, ModelError, SpecError
+from centernet_trt.runtime.bundle import sha256_file
 from centernet_trt.runtime.manifest import Precision, ShapeRange
 from centernet_trt.runtime.presets import describe_validation, spec_from_mapping
 from centernet_trt.runtime.spec import ModelSpec
@@ -86,6 +88,11 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
+def is_recipe(source: str) -> bool:
+    """Whether a word of the command line names a recipe: a shipped one, or a .toml file."""
+    return source in recipe_names() or Path(source).suffix == ".toml"
+
+
 def read_recipe(source: str | Path) -> Recipe:
     """A recipe by its shipped name, or from a .toml file.
 
@@ -115,3 +122,47 @@ def read_recipe(source: str | Path) -> Recipe:
             f"the recipe {source} is not valid:\n{describe_validation(error)}",
             "keys are: name, description, [model], [spec], [build], [[published]]",
         ) from None
+
+
+def find_model(
+    recipe: Recipe, folder: Path, given: Path | None, report: Callable[[str], object] = lambda _: None
+) -> Path:
+    """Find the ONNX file of a recipe: the given one, the one beside the recipe, or a public one, which is fetched.
+
+    Args:
+        recipe: from `read_recipe`.
+        folder: the folder that the recipe's `file` is relative to.
+        given: the file that the user named, which takes precedence.
+        report: called with a line on what is fetched, and with one if the file is not the recipe's (by SHA-256).
+
+    Returns:
+        The path of the file; whether it exists is checked when it is read.
+
+    Raises:
+        ModelError: the recipe has no weights of its own and no file was given, or they cannot be fetched.
+    """
+    from centernet_trt.builder.fetch.download import fetch_model
+
+    model = recipe.model
+    if given is not None:
+        path = given
+    elif model.file is not None:
+        path = folder / model.file
+    elif model.fetch is not None:
+        report(f"fetching {model.fetch} ({model.licence})")
+        path = fetch_model(model.fetch)
+    else:
+        give = f"give the file: centernet-trt build {recipe.name} --model FILE.onnx"
+        if model.arch is not None:
+            give = (
+                f"export the checkpoint: centernet-trt export --arch {model.arch} --weights FILE, "
+                f"and give the ONNX file: centernet-trt build {recipe.name} --model {model.arch}.onnx"
+            )
+        raise ModelError(
+            f"the recipe {recipe.name} does not bring its weights (source: {model.source})", give
+        )
+    if model.sha256 is not None and path.is_file() and sha256_file(path) != model.sha256:
+        report(
+            f"note: {path} is not the file that the recipe {recipe.name} was made for (its SHA-256 differs)"
+        )
+    return path

@@ -1,6 +1,6 @@
 """The interface of an inference backend (GPU or CPU), its options and its memory use."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, Self
 
@@ -63,6 +63,13 @@ class InferenceRequest(NamedTuple):
 Batch = Sequence[InferenceRequest]
 """Images whose placements share one network size."""
 
+Mark = Callable[[str], None]
+"""Called at the end of each stage of a batch, with the stage's name."""
+
+
+def ignore_mark(stage: str) -> None:
+    """Do nothing at the end of a stage."""
+
 
 class Backend(Protocol):
     """Runs a bundle. Safe to use from many threads; close it."""
@@ -70,6 +77,11 @@ class Backend(Protocol):
     @property
     def note(self) -> str:
         """What the user must know about how the network is run; empty for a TensorRT engine on a GPU."""
+        ...
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that `run` marks, in order."""
         ...
 
     @property
@@ -89,8 +101,17 @@ class Backend(Protocol):
         """An image of any content, (height, width, 3) uint8, in the memory that this backend reads fastest."""
         ...
 
-    def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
-        """Detections of the images of every batch, each of `max_batch` images at most."""
+    def run(self, batches: Iterable[Batch], mark: Mark | None = None) -> list[list[Detections]]:
+        """Run batches of at most `max_batch` images.
+
+        Args:
+            batches: images each whose placements share one network size.
+            mark: called at the end of every stage of every batch, as `stages` names them; the batches then run one
+                after the other. A stage's work is done when it is marked (host), or enqueued on the stream (GPU).
+
+        Returns:
+            For every batch, the detections of each of its images.
+        """
         ...
 
     def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:

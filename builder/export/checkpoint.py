@@ -1,16 +1,16 @@
 """Read checkpoints: formats, wrappers and prefixes of names."""
 
-import json
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 
 from centernet_trt.builder.export.pickle_reader import Opaque, PersistentId
 from centernet_trt.builder.export.torch_file import StoredTensor, TorchFile, open_torch, open_zip
@@ -37,60 +37,44 @@ def looks_like_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, Array]:
-    """Read all tensors; bfloat16 as float32.
+    """Read all tensors of a safetensors file.
+
+    Args:
+        path: the file. It is read whole, so that a header cannot claim more than there is.
+
+    Returns:
+        Tensors by name; bfloat16 as float32.
 
     Raises:
-        ModelError: truncated, or a table that does not fit the file.
+        ModelError: truncated, a header that does not fit the file, or a type that numpy does not have.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > size - 8:
-            raise ModelError(
-                f"{path} ({size} bytes) is truncated: its table has {length} bytes", "download it again"
-            )
-        try:
-            table = json.loads(file.read(length))
-            if not isinstance(table, dict):
-                raise TypeError("no table")
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ModelError(
-                f"{path} is damaged: its table is not JSON: {error}", "download it again"
-            ) from None
-        entries = {name: entry for name, entry in table.items() if name != "__metadata__"}
-        return {name: _tensor(path, file, name, entry, 8 + length, size) for name, entry in entries.items()}
-
-
-def _tensor(path: Path, file: BinaryIO, name: str, entry: Any, start: int, size: int) -> Array:
     try:
-        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
+        # Raw bytes rather than safetensors.numpy, which has no bfloat16.
+        entries: list[tuple[str, dict[str, Any]]] = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing: ")
         raise ModelError(
-            f"{path} is damaged: the entry of tensor {name!r} is {entry!r:.80}", "download it again"
-        )
+            f"{path} ({path.stat().st_size} bytes) is truncated or damaged: {reason}", "download it again"
+        ) from None
+    return {name: _tensor(path, name, entry) for name, entry in entries}
+
+
+def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> Array:
+    kind = entry["dtype"]
     if kind not in _DTYPES:
         raise ModelError(
-            f"{path}: tensor {name!r} has type {kind!r}, which cannot be read",
-            f"store it as {', '.join(_DTYPES)}",
+            f"{path}: tensor {name!r} has type {kind}, expected one of {', '.join(_DTYPES)}",
+            "convert the weights to F32 before saving",
         )
-    dtype = np.dtype(_DTYPES[kind])
-    count = 1
-    for n in shape:
-        count *= n
-    if end - begin != count * dtype.itemsize or start + end > size:
-        raise ModelError(
-            f"{path} ({size} bytes) is truncated or damaged: tensor {name!r}, {kind} {list(shape)}, lies at bytes "
-            f"{start + begin} to {start + end}",
-            "download it again",
-        )
-    file.seek(start + begin)
-    flat = np.frombuffer(file.read(end - begin), dtype)
+    flat = np.frombuffer(entry["data"], _DTYPES[kind])
     if kind == "BF16":
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
-    return flat.reshape(shape)
+    try:
+        return flat.reshape(entry["shape"])
+    except (ValueError, OverflowError) as error:  # no elements, but sides or a number of axes beyond numpy's
+        raise ModelError(
+            f"{path} is damaged: tensor {name!r} of shape {entry['shape']}: {error}", "download it again"
+        ) from None
 
 
 # Where training codes keep the weights, best first.

@@ -15,7 +15,7 @@ _FIRST_LEVEL, _LAST_LEVEL = 2, 5  # strides 4 and 32
 
 
 def dla_34(net: Network, x: Tensor, heads: Mapping[str, int], head_conv: int) -> None:
-    """Write the network; its outputs have a quarter of the input's size."""
+    """Append the network; its outputs have a quarter of the input size."""
     levels = _base(net, x)[_FIRST_LEVEL:]
     aggregated = _dla_up(net, levels)
     last = _ida_up(
@@ -51,13 +51,13 @@ def _tree(
     level_root: bool = False,
     children: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Two subtrees whose outputs, and those of the trees before them (`children`), meet in a 1x1 root."""
+    """Two subtrees; a 1x1 root joins their outputs with those of earlier trees (`children`)."""
     bottom = net.max_pool(x, f"{name}.downsample", stride, stride) if stride > 1 else x
     if level_root:
         children = (*children, bottom)
     if depth > 1:
         if x.channels != channels:
-            # The public model has this projection and its weights, but hands the result to a subtree that ignores it.
+            # The public model has this projection and its weights, but passes the result to a subtree that ignores it.
             spare = Network()
             _project(spare, bottom, name, channels)
             net.declare_unused(spare)
@@ -76,7 +76,7 @@ def _project(net: Network, x: Tensor, name: str, channels: int) -> Tensor:
 
 
 def _dla_up(net: Network, levels: Sequence[Tensor]) -> list[Tensor]:
-    """From the deepest pair upwards, bring all deeper levels to the next one's size and width, each time anew."""
+    """From the deepest pair upwards, bring all deeper levels to the size and width of the next one."""
     layers = list(levels)
     sizes = [2**index for index in range(len(layers))]  # how many times smaller than the first
     aggregated = [layers[-1]]
@@ -92,7 +92,7 @@ def _dla_up(net: Network, levels: Sequence[Tensor]) -> list[Tensor]:
 def _ida_up(
     net: Network, layers: Sequence[Tensor], name: str, width: int, factors: Sequence[int]
 ) -> list[Tensor]:
-    """Project each layer but the first to `width`, enlarge it, and merge it into the one before."""
+    """Project each layer but the first to `width`, upsample it, and merge it into the one before."""
     done = [layers[0]]
     for index, (layer, factor) in enumerate(zip(layers[1:], factors[1:], strict=True), 1):
         y = _deform(net, layer, f"{name}.proj_{index}", width)

@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from centernet_trt._version import __version__
 from centernet_trt.builder.export.checkpoint import read_checkpoint
-from centernet_trt.builder.export.match import match_checkpoint
+from centernet_trt.builder.export.match import load_state_dict
 from centernet_trt.builder.export.network import Network
 from centernet_trt.builder.export.registry import ARCHITECTURES, INPUT, Architecture, architecture
 from centernet_trt.builder.graph.edit import IR_VERSION, OPSET
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 def architecture_names() -> tuple[str, ...]:
-    """Names that `export_model` knows (it also takes the aliases in `registry.ALIASES`)."""
+    """Names of the architectures; `export_model` also takes the aliases in `registry.ALIASES`."""
     return tuple(ARCHITECTURES)
 
 
@@ -38,28 +38,30 @@ def export_model(
     fold_bn: bool = False,
     strict: bool = True,
 ) -> ModelProto:
-    """Return a seed network as an ONNX model of opset 19.
+    """Export a CenterNet of a public architecture as an ONNX model of opset 19.
+
+    Nothing in a checkpoint is executed.
 
     Args:
         arch: one of `architecture_names()`, or an alias.
         weights: a checkpoint file (.pth, .safetensors, .npz), tensors by checkpoint name, or None for random weights
-            (the same every time), which serve to try a build.
+            (always the same), to try a build with.
         classes: channels of the heatmap.
-        heads: channels of other outputs, such as {"hps": 34}; they come after the architecture's own. 0 leaves an
-            output of the official networks out, such as {"reg": 0} for one trained without offsets.
-        head_conv: width inside the heads; None for the architecture's default.
+        heads: channels of further outputs, such as {"hps": 34}; they follow the architecture's own. 0 removes an
+            output of the official networks, such as {"reg": 0} for a network trained without offsets.
+        head_conv: width inside the heads, in channels; None for the architecture's default.
         fold_bn: fold batch normalisation into the convolutions.
-        strict: refuse tensors that the network has no place for; else they are left out.
+        strict: refuse tensors that the network has no parameter for; otherwise they are ignored.
 
     Returns:
-        Input `input`: (batch, 3, height, width) float32, sides multiples of 32 (Hourglass: 128). Outputs at a quarter
-        of the size: official `hm` (logits), `wh`, `reg`; mmdetection `center_heatmap` (probability), `wh`, `offset`.
-        Constants have the checkpoint's names, nodes the names of its layers. Metadata: the architecture, the
-        ModelSpec preset that fits, and where the weights come from.
+        The model. Input `input`: (batch, 3, height, width) float32, sides multiples of 32 (Hourglass: 128). Outputs
+        (batch, channels, height / 4, width / 4) float32: official `hm` (logits), `wh`, `reg`; mmdetection
+        `center_heatmap` (probability), `wh`, `offset`. Initializers have the checkpoint's tensor names, nodes the
+        names of its layers. Metadata: the architecture, the ModelSpec preset that fits, and the origin of the weights.
 
     Raises:
-        ModelError: no such architecture; a checkpoint that cannot be read, or does not fit: every missing, extra and
-            misshaped tensor is listed, with the architecture that fits best or the number of classes that it has.
+        ModelError: unknown architecture; a checkpoint that cannot be read or does not fit. Every missing, extra and
+            misshaped tensor is listed, with the architecture that fits best or the options that would fit.
     """
     chosen = architecture(arch)
     network = chosen.network(classes, heads, head_conv)
@@ -67,11 +69,11 @@ def export_model(
         source, values = "random", random_weights(network.parameters)
     elif isinstance(weights, Mapping):
         source, tensors = "tensors given by the caller", weights
-        values = match_checkpoint(chosen, network, tensors, where="the given weights", strict=strict)
+        values = load_state_dict(chosen, network, tensors, where="the given weights", strict=strict)
     else:
         path = Path(weights)
         source = path.name
-        values = match_checkpoint(
+        values = load_state_dict(
             chosen, network, read_checkpoint(path).tensors, where=str(path), strict=strict
         )
     model = _model(chosen, network, values, source)
@@ -82,10 +84,17 @@ def export_model(
 
 
 def random_weights(parameters: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Array]:
-    """Random float32 values that keep the activations of any depth finite; the same for the same seed.
+    """Draw random parameters that keep the activations finite at any depth.
 
-    Convolutions are normal with variance 1 / fan-in: half of what keeps the variance through a ReLU, since residual
+    Convolutions are normal with variance 1 / fan-in: half of what preserves the variance through a ReLU, since residual
     sums double it. Offsets of deformable convolutions are about half a cell, batch norms near the identity.
+
+    Args:
+        parameters: shapes by name, as `Network.parameters` has them.
+        seed: of the generator; a tensor depends on the seed, its name and its shape alone.
+
+    Returns:
+        float32 arrays by name.
     """
     values: dict[str, Array] = {}
     for name, shape in parameters.items():
@@ -103,7 +112,7 @@ def random_weights(parameters: Mapping[str, tuple[int, ...]], seed: int = 0) -> 
 
 
 def _model(arch: Architecture, network: Network, values: dict[str, Array], source: str) -> ModelProto:
-    """Put the model together; `values` is emptied on the way, so that large weights are held once."""
+    """Assemble the model; `values` is emptied meanwhile, so that large weights are in memory once."""
     graph = helper.make_graph(
         network.nodes,
         arch.name,

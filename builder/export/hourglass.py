@@ -15,9 +15,9 @@ _STACKS = 2
 
 
 def hourglass(net: Network, x: Tensor, heads: Mapping[str, int], head_conv: int) -> None:
-    """Write the network; sides must be multiples of 128, outputs have a quarter of the input's size.
+    """Append the network; sides must be multiples of 128, outputs have a quarter of the input size.
 
-    The first stack's heads serve training only: they are in every checkpoint and in no graph.
+    The heads of the first stack are for training only: every checkpoint has them, no graph does.
     """
     x = _convolution(net, x, "pre.0", 128, 7, stride=2)
     x = _residual(net, x, "pre.1", _DIMS[0], stride=2)
@@ -37,7 +37,7 @@ def hourglass(net: Network, x: Tensor, heads: Mapping[str, int], head_conv: int)
 
 
 def _module(net: Network, x: Tensor, name: str, level: int) -> Tensor:
-    """One level of the hourglass: a branch at this size plus one that goes down, through the next, and up again."""
+    """One level: a branch at this size, plus one that is downsampled, passes the next level, and is upsampled."""
     here, below, count = x.channels, _DIMS[level + 1], _MODULES[level]
     up = x
     for index in range(count):

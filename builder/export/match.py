@@ -1,4 +1,4 @@
-"""Find the architecture of a checkpoint and load its tensors."""
+"""Infer the architecture of a checkpoint, and load its tensors into a network."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,32 +15,36 @@ from centernet_trt.errors import ModelError
 __all__ = [
     "Options",
     "Shapes",
-    "best_fit",
-    "book_keeping",
     "build_network",
     "final_layers",
+    "infer_architecture",
     "infer_options",
-    "match_checkpoint",
-    "renamed_offsets",
+    "is_bookkeeping",
+    "load_state_dict",
+    "rename_offsets",
     "tensor_shapes",
 ]
 
+Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Training's own book-keeping.
-_BOOK_KEEPING = ("num_batches_tracked",)
-# The convolution that predicts offsets and mask goes by several names: official, mmcv, and mmcv before its version 2.
+# Counters of training steps.
+_BOOKKEEPING = ("num_batches_tracked",)
+# Names of the convolution that predicts offsets and mask: official, mmcv, and mmcv before version 2.
 _OFFSET_NAMES = (".conv_offset_mask.", ".conv_offset.", "_offset.")
+# What ImageNet weights of a backbone lack.
+_BEHIND_BACKBONE = ("deconv_layers.", "neck.", "bbox_head.", "dla_up.", "ida_up.")
+_LISTED = 8  # names of each kind in an error; the total count is always given
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a network of one architecture was made with.
+    """Options of a network of one architecture.
 
     Attributes:
         classes: channels of the heatmap.
-        heads: channels of the outputs that differ from the architecture's, or are not among them; 0: not there.
-        head_conv: width inside the heads; None for the architecture's own.
+        heads: channels of the outputs that differ from the architecture's defaults; 0 for an absent output.
+        head_conv: width inside the heads; None for the architecture's default.
     """
 
     classes: int
@@ -48,7 +52,7 @@ class Options:
     head_conv: int | None = None
 
     def flags(self) -> str:
-        """As options of `centernet-trt export`; the classes are always named."""
+        """The options as flags of `centernet-trt export`; the classes are always included."""
         words = [f"--classes {self.classes}"]
         if self.heads:
             words.append("--heads " + ",".join(f"{name}={count}" for name, count in self.heads.items()))
@@ -58,19 +62,19 @@ class Options:
 
 
 def tensor_shapes(tensors: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes."""
+    """Shapes by name."""
     return {name: tuple(np.shape(value)) for name, value in tensors.items()}
 
 
-def book_keeping(name: str) -> bool:
+def is_bookkeeping(name: str) -> bool:
     """Whether a tensor only counts training steps."""
-    return name.endswith(_BOOK_KEEPING)
+    return name.endswith(_BOOKKEEPING)
 
 
-def best_fit(shapes: Shapes) -> tuple[str, int, int] | None:
-    """Return the architecture whose tensors these are most: its name, how many fit, of how many; None if few do.
+def infer_architecture(shapes: Shapes) -> tuple[str, int, int] | None:
+    """Return the architecture that fits best: its name, how many of its tensors fit, of how many; None if few fit.
 
-    Names and shapes count, those of heads with the options that the checkpoint itself has, so that the number of
+    Names and shapes count. The heads are compared with the options of the checkpoint itself, so that the number of
     classes does not matter.
     """
     best: tuple[float, str, int, int] | None = None
@@ -78,9 +82,9 @@ def best_fit(shapes: Shapes) -> tuple[str, int, int] | None:
         options = infer_options(arch, shapes)
         network = arch.network() if options is None else build_network(arch, options)
         wanted = network.parameters
-        given = renamed_offsets(shapes, wanted)
+        given = rename_offsets(shapes, wanted)
         hits = sum(given.get(name) == shape for name, shape in wanted.items())
-        known = sum(not book_keeping(name) for name in given)
+        known = sum(not is_bookkeeping(name) for name in given)
         score = 2 * hits / (len(wanted) + known)
         if best is None or score > best[0]:
             best = score, arch.name, hits, len(wanted)
@@ -90,14 +94,14 @@ def best_fit(shapes: Shapes) -> tuple[str, int, int] | None:
 
 
 def infer_options(arch: Architecture, shapes: Shapes) -> Options | None:
-    """Read classes, heads and head width off a checkpoint; None where it has no heatmap head of this architecture."""
+    """Infer classes, heads and head width from a checkpoint; None if it has no heatmap head of this architecture."""
     first = arch.network()
     finals = final_layers(first)
     layer = next(layer for layer, head in finals.items() if head == arch.heatmap)
     suffix = layer.removeprefix(arch.heatmap)
     found: dict[str, tuple[int, ...]] = {}
     if arch.open_heads:
-        # A head of the official code is called as its output; without a middle layer it is one 1x1 convolution.
+        # A head of the official code has the name of its output; without a middle layer it is one 1x1 convolution.
         for ending in (suffix, ""):
             if not found:
                 names = [n.removesuffix(f"{ending}.weight") for n in shapes if n.endswith(f"{ending}.weight")]
@@ -122,12 +126,12 @@ def infer_options(arch: Architecture, shapes: Shapes) -> Options | None:
 
 
 def build_network(arch: Architecture, options: Options) -> Network:
-    """The network with these options; raises as `Architecture.network`."""
+    """Build the network with these options; raises as `Architecture.network`."""
     return arch.network(options.classes, options.heads, options.head_conv)
 
 
 def final_layers(network: Network) -> dict[str, str]:
-    """The layer that makes each output -> the output; the layer in front where a sigmoid stands last."""
+    """Last layer with weights -> the output that it makes (a final sigmoid is skipped)."""
     by_output = {node.output[0]: node for node in network.nodes}
     finals: dict[str, str] = {}
     for head in network.outputs:
@@ -138,8 +142,8 @@ def final_layers(network: Network) -> dict[str, str]:
     return finals
 
 
-def renamed_offsets(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring the offset layers of deformable convolutions to the name that the network uses."""
+def rename_offsets(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the offset layers of deformable convolutions to the names that the network uses."""
     used = next((part for part in _OFFSET_NAMES[:2] if any(part in name for name in wanted)), "")
     if not used:
         return dict(tensors)
@@ -150,30 +154,26 @@ def renamed_offsets(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> di
     return renamed
 
 
-Array = NDArray[Any]
-
-_LISTED = 8  # of each kind of trouble; the counts are always given
-# What ImageNet weights of a backbone lack.
-_BEHIND_BACKBONE = ("deconv_layers.", "neck.", "bbox_head.", "dla_up.", "ida_up.")
-
-
-def match_checkpoint(
+def load_state_dict(
     arch: Architecture, network: Network, tensors: Mapping[str, Array], *, where: str, strict: bool = True
 ) -> dict[str, Array]:
-    """Return the float32 value of every tensor that the network's graph reads.
+    """Match the tensors of a checkpoint with the parameters of a network.
 
     Args:
-        arch: what the network is.
-        network: as `arch.network` wrote it.
-        tensors: by checkpoint name; float types are converted, offset layers are found under their other names.
-        where: named in errors.
-        strict: refuse tensors that nothing wants.
+        arch: architecture of the network.
+        network: from `arch.network`.
+        tensors: by checkpoint name; float types are converted, offset layers may have any of their public names.
+        where: names the checkpoint in errors.
+        strict: refuse tensors that the network has no parameter for.
+
+    Returns:
+        The float32 value of every parameter that the graph reads.
 
     Raises:
-        ModelError: missing, extra or misshaped tensors, each listed; values that are not finite, or variances below 0.
+        ModelError: missing, extra or misshaped tensors, each listed; values that are not finite, or negative variances.
     """
     wanted = network.parameters
-    given = renamed_offsets(tensors, wanted)
+    given = rename_offsets(tensors, wanted)
     shapes = tensor_shapes(given)
     misfit = Misfit(
         missing=[name for name in wanted if name not in given and name not in network.unused],
@@ -183,7 +183,7 @@ def match_checkpoint(
     if misfit.any():
         listed = misfit.describe(network, shapes)
         raise ModelError(
-            f"{where}: not the tensors of {arch.name}:\n{listed}", _advice(arch, network, shapes, misfit)
+            f"{where}: expected the tensors of {arch.name}:\n{listed}", _advice(arch, network, shapes, misfit)
         )
     values = {
         name: np.ascontiguousarray(given[name], np.float32) for name in wanted if name not in network.unused
@@ -194,34 +194,40 @@ def match_checkpoint(
 
 @dataclass(frozen=True)
 class Misfit:
-    """Names of the tensors that a checkpoint lacks, has in another shape, or has too many."""
+    """Differences between a checkpoint and a network: names of tensors.
+
+    Attributes:
+        missing: that the checkpoint lacks.
+        misshaped: of another shape.
+        extra: that the network has no parameter for.
+    """
 
     missing: list[str]
     misshaped: list[str]
     extra: list[str]
 
     def any(self) -> bool:
-        """Whether anything does not fit."""
+        """Whether there is any difference."""
         return bool(self.missing or self.misshaped or self.extra)
 
     def describe(self, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        """One line a tensor, the first of each kind; the numbers of all."""
+        """Count each kind, and list its first tensors, one per line."""
         wanted = network.parameters
-        lines = _list("missing", self.missing, lambda name: _near(name, self.extra))
-        lines += _list(
+        lines = _list_names("missing", self.missing, lambda name: _near(name, self.extra))
+        lines += _list_names(
             "misshaped",
             self.misshaped,
-            lambda name: f" is {list(shapes[name])}, {list(wanted[name])} is needed",
+            lambda name: f": expected {list(wanted[name])}, got {list(shapes[name])}",
         )
-        lines += _list("extra", self.extra, lambda name: f" {list(shapes[name])}")
+        lines += _list_names("extra", self.extra, lambda name: f" {list(shapes[name])}")
         return "\n".join(lines)
 
 
 def _is_spare(arch: Architecture, name: str) -> bool:
-    return book_keeping(name) or name.startswith(arch.spare)
+    return is_bookkeeping(name) or name.startswith(arch.spare)
 
 
-def _list(kind: str, names: list[str], describe: Callable[[str], str]) -> list[str]:
+def _list_names(kind: str, names: list[str], describe: Callable[[str], str]) -> list[str]:
     if not names:
         return []
     lines = [f"  {len(names)} {kind}:"]
@@ -239,14 +245,14 @@ def _near(name: str, extra: list[str]) -> str:
 def _advice(
     arch: Architecture, network: Network, shapes: Mapping[str, tuple[int, ...]], misfit: Misfit
 ) -> str:
-    """What to do: another architecture, other classes or heads, or another file."""
-    fit = best_fit(shapes)
+    """The hint: another architecture, other classes or heads, or another file."""
+    fit = infer_architecture(shapes)
     if fit is None:
         return f"the checkpoint fits none of {', '.join(ARCHITECTURES)}"
     best, hits, count = fit
     if _backbone_alone(network, misfit):
         return (
-            "it holds the backbone alone, as ImageNet weights do: give the checkpoint of a trained CenterNet"
+            "it holds only the backbone, as ImageNet weights do: give the checkpoint of a trained CenterNet"
         )
     flags = _flags(ARCHITECTURES[best], shapes)
     if best != arch.name:
@@ -255,25 +261,25 @@ def _advice(
     if flags:
         return f"it is a {best} with other classes or heads: pass {flags}"
     if misfit.extra and not misfit.missing and not misfit.misshaped:
-        return "leave the extra tensors out: pass --no-strict (strict=False)"
-    return "the file is not complete, or belongs to a changed network"
+        return "ignore the extra tensors: pass --no-strict (strict=False)"
+    return "the file is incomplete, or belongs to a modified network"
 
 
 def _flags(arch: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The options with which the whole checkpoint fits; nothing where none do."""
+    """The options with which the whole checkpoint fits; empty if there are none."""
     options = infer_options(arch, shapes)
     if options is None:
         return ""
     network = build_network(arch, options)
     wanted = network.parameters
-    given = renamed_offsets(shapes, wanted)
+    given = rename_offsets(shapes, wanted)
     fits = all(given.get(n) == shape for n, shape in wanted.items() if n in given or n not in network.unused)
     extra = [name for name in given if name not in wanted and not _is_spare(arch, name)]
     return options.flags() if fits and not extra else ""
 
 
 def _backbone_alone(network: Network, misfit: Misfit) -> bool:
-    """Whether all that is missing, and nothing else, lies behind the backbone."""
+    """Whether exactly the parameters behind the backbone are missing."""
     heads = tuple(f"{layer.partition('.')[0]}." for layer in final_layers(network))
     behind = [name for name in network.parameters if name.startswith((*_BEHIND_BACKBONE, *heads))]
     needed = [name for name in behind if name not in network.unused]
@@ -284,11 +290,12 @@ def _check_values(values: Mapping[str, Array], where: str) -> None:
     wild = [name for name, value in values.items() if not np.isfinite(value).all()]
     if wild:
         raise ModelError(
-            f"{where}: {len(wild)} tensors hold values that are not finite: {', '.join(wild[:_LISTED])}",
+            f"{where}: {len(wild)} tensors have NaN or infinite values: {', '.join(wild[:_LISTED])}",
             "the training diverged, or the file is damaged; use an earlier checkpoint",
         )
     negative = [name for name, value in values.items() if name.endswith("running_var") and (value < 0).any()]
     if negative:
         raise ModelError(
-            f"{where}: variances below 0: {', '.join(negative[:_LISTED])}", "the file is damaged"
+            f"{where}: negative variances: {', '.join(negative[:_LISTED])}",
+            "the file is damaged: download it again",
         )

@@ -1,6 +1,6 @@
 """mmdetection's CenterNet: ResNet-18, a neck with or without DCNv2, a sigmoid inside the model.
 
-Tensor names are those of mmdetection 2.x; 3.x kept them (its model zoo lists the very same checkpoint files).
+Tensor names are those of mmdetection 2.x; 3.x kept them (its model zoo lists the same checkpoint files).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ HEAD_NAMES: Mapping[str, str] = {"center_heatmap": "heatmap_head", "wh": "wh_hea
 def mmdet(
     net: Network, x: Tensor, heads: Mapping[str, int], head_conv: int, *, depth: int, dcn: bool
 ) -> None:
-    """Write the network; `center_heatmap` is a probability, the other outputs are raw."""
+    """Append the network; `center_heatmap` is a probability, the other outputs are raw."""
     x = backbone(net, x, depth, "backbone.")
     for stage, width in enumerate((256, 128, 64)):
         name = f"neck.deconv_layers.{2 * stage}"

@@ -14,17 +14,17 @@ BATCH_NORM_EPSILON = 1e-5
 
 
 class Tensor(NamedTuple):
-    """A float32 tensor (N, channels, H, W) of the graph; what H and W are is not known here."""
+    """A float32 tensor (N, channels, H, W) of the graph; H and W are dynamic."""
 
     name: str
     channels: int
 
 
 class Network:
-    """Nodes in order, the parameters that they read, and small constants that belong to no checkpoint.
+    """A network under construction: nodes in order, shapes of their parameters, and constants of no checkpoint.
 
-    Every method that adds a layer takes the name of the layer in the checkpoint (`layer1.0.conv1`), which becomes the
-    name of the node and of its output; its parameters are `NAME.weight`, `NAME.bias` and so on.
+    Every method that adds a layer takes its name in the checkpoint (`layer1.0.conv1`), which becomes the name of the
+    node and of its output; its parameters are `NAME.weight`, `NAME.bias` and so on.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class Network:
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor of the checkpoint, those that no node reads included."""
+        """Shape of every tensor of the checkpoint by name, including those that no node reads."""
         return dict(self._parameters)
 
     @property
     def unused(self) -> frozenset[str]:
-        """Parameters that checkpoints hold and that the outputs do not need."""
+        """Parameters of the checkpoint that the outputs do not need."""
         return frozenset(self._unused)
 
     def conv(
@@ -93,8 +93,8 @@ class Network:
     def deform_conv(self, x: Tensor, name: str, channels: int, offset_name: str, *, bias: bool) -> Tensor:
         """Modulated deformable convolution 3x3 (DCNv2), stride 1, padding 1, one offset group.
 
-        `NAME.OFFSET_NAME` is an ordinary 3x3 convolution to 27 channels: 18 offsets, (dy, dx) for each tap, then 9
-        that a sigmoid makes the mask. That is the layout of ONNX DeformConv.
+        `NAME.OFFSET_NAME` is a 3x3 convolution to 27 channels: 18 offsets, (dy, dx) for each tap, then the 9 logits of
+        the mask. That is the layout of ONNX DeformConv.
         """
         raw = self.conv(x, f"{name}.{offset_name}", 27, 3, bias=True)
         offset, mask = f"{name}.offset", f"{name}.mask"
@@ -118,7 +118,7 @@ class Network:
         )
 
     def batch_norm(self, x: Tensor, name: str) -> Tensor:
-        """Batch normalisation by stored statistics: four tensors of x.channels."""
+        """Batch normalisation with running statistics: four tensors of x.channels."""
         leaves = [f"{name}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
         self._parameters.update(dict.fromkeys(leaves, (x.channels,)))
         return self._add(
@@ -155,7 +155,7 @@ class Network:
         )
 
     def upsample2(self, x: Tensor, name: str) -> Tensor:
-        """Every pixel doubled in both directions (nearest)."""
+        """Nearest-neighbour upsampling by two."""
         scales = self._constant("upsample2.scales", np.array([1, 1, 2, 2], np.float32))
         return self._add(
             "Resize",
@@ -168,7 +168,7 @@ class Network:
         )
 
     def declare_unused(self, other: "Network") -> None:
-        """Take over the parameters of a part that checkpoints hold and that the outputs do not need."""
+        """Add the parameters of a part that checkpoints have and the outputs do not need."""
         self._unused.update(other._parameters)
         self._parameters.update(other._parameters)
 
@@ -192,10 +192,9 @@ class Network:
 
 
 def official_heads(net: Network, x: Tensor, heads: Mapping[str, int], head_conv: int) -> None:
-    """Add one output a head, named as the head, (N, channels, H, W), raw (the heatmap: logits).
+    """Add one output per head, of its name, (N, channels, H, W), without an activation (the heatmap: logits).
 
-    `head_conv` is the width between the two convolutions; 0 stands for a single 1x1 convolution, as in the
-    official code.
+    `head_conv` is the width between the two convolutions; 0 means a single 1x1 convolution, as in the official code.
     """
     for name, channels in heads.items():
         if not head_conv:

@@ -1,4 +1,4 @@
-"""The list of architectures: what each is called, how it is written, and what goes with it."""
+"""The architectures that can be exported: `ARCHITECTURES`, by name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,17 +23,17 @@ _MMDET_HEADS = {"center_heatmap": 80, "wh": 2, "offset": 2}
 
 @dataclass(frozen=True)
 class Architecture:
-    """One network.
+    """A network architecture.
 
     Attributes:
-        name: what the user calls it.
-        write: writes the network behind the given input: (network, input, heads, head_conv).
+        name: for the user.
+        write: appends the network to an input: (network, input, heads, head_conv).
         preset: the ModelSpec preset that fits its outputs.
         heads: default outputs and their channels; the first is the heatmap, its channels are the classes.
         head_conv: default width inside the heads.
         multiple: both sides of the input must be multiples of this.
         open_heads: whether outputs of other names can be added (pose, depth); mmdetection's names are fixed.
-        spare: beginnings of names that public checkpoints hold beside the network and that it does not use.
+        spare: prefixes of tensors in public checkpoints that the network does not use.
     """
 
     name: str
@@ -51,10 +51,17 @@ class Architecture:
         return next(iter(self.heads))
 
     def all_heads(self, classes: int, heads: Mapping[str, int] | None = None) -> dict[str, int]:
-        """Outputs and channels: the defaults with `classes`, then what `heads` changes, adds or, with 0, leaves out.
+        """Merge the default outputs with the caller's.
+
+        Args:
+            classes: channels of the heatmap.
+            heads: channels of outputs to change or add; 0 removes an output.
+
+        Returns:
+            Channels by output name, the defaults first.
 
         Raises:
-            ModelError: no class, a channel count below 0, or an output that this architecture cannot have or lack.
+            ModelError: no class, a negative channel count, or an output that this architecture cannot have or lack.
         """
         merged = {**self.heads, self.heatmap: classes, **(heads or {})}
         absent = [name for name, channels in merged.items() if channels == 0 and name != self.heatmap]
@@ -63,25 +70,36 @@ class Architecture:
         wrong = {name: channels for name, channels in merged.items() if channels < 1}
         if wrong:
             raise ModelError(
-                f"{self.name}: heads with no channel: {wrong}", "give at least one class or channel"
+                f"{self.name}: expected at least one channel per head, got {wrong}",
+                "give at least one class or channel",
             )
         unknown = [name for name in merged if name not in self.heads]
         if unknown and not self.open_heads:
             raise ModelError(
                 f"{self.name} cannot have the head {', '.join(unknown)}; its heads are {', '.join(self.heads)}",
-                "leave out the other heads",
+                "remove the other heads",
             )
         return merged
 
     def network(
         self, classes: int = 80, heads: Mapping[str, int] | None = None, head_conv: int | None = None
     ) -> Network:
-        """Write the network with these heads; see `all_heads`."""
+        """Build the network.
+
+        Args:
+            classes: channels of the heatmap.
+            heads: see `all_heads`.
+            head_conv: width inside the heads; None for the default, 0 for heads of one 1x1 convolution.
+
+        Raises:
+            ModelError: heads that this architecture cannot have, or a width that it cannot have.
+        """
         net = Network()
         width = self.head_conv if head_conv is None else head_conv
         if width < 0 or (width == 0 and not self.preset == "official"):
             raise ModelError(
-                f"{self.name}: head_conv {width}", "give the width of the heads' 3x3 convolution"
+                f"{self.name}: expected a positive head_conv, got {width}",
+                "give the width of the heads' 3x3 convolution",
             )
         self.write(net, Tensor(INPUT, 3), self.all_heads(classes, heads), width)
         return net
@@ -91,7 +109,7 @@ def _all() -> list[Architecture]:
     official = [
         *(Architecture(f"res_{n}", partial(res, depth=n), "official") for n in (18, 34, 50, 101)),
         *(Architecture(f"resdcn_{n}", partial(resdcn, depth=n), "official") for n in (18, 101)),
-        # The ImageNet classifier stays in the public DLA checkpoints.
+        # Public DLA checkpoints still have the ImageNet classifier.
         Architecture("dla_34", dla_34, "official", head_conv=256, spare=("base.fc.",)),
         Architecture("hourglass", hourglass, "official-hourglass", head_conv=256, multiple=128),
     ]
@@ -113,14 +131,14 @@ ALIASES: Mapping[str, str] = {
     "centernet_r18_8xb16-crop512-140e_coco": "mmdet_r18",
     "centernet_r18-dcnv2_8xb16-crop512-140e_coco": "mmdet_r18_dcnv2",
 }
-"""Other names in public use, and what they stand for."""
+"""Other public names -> architecture."""
 
 
 def architecture(name: str) -> Architecture:
     """Return the architecture of that name or alias.
 
     Raises:
-        ModelError: there is none; the message has the nearest names.
+        ModelError: unknown; the message has the nearest names.
     """
     key = name.lower().removesuffix(".py")
     found = ARCHITECTURES.get(ALIASES.get(key, key))
@@ -128,6 +146,6 @@ def architecture(name: str) -> Architecture:
         near = get_close_matches(key, [*ARCHITECTURES, *ALIASES], n=3)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ModelError(
-            f"no architecture is called {name!r}{meant}", f"there are {', '.join(ARCHITECTURES)}"
+            f"unknown architecture {name!r}{meant}", f"expected one of {', '.join(ARCHITECTURES)}"
         )
     return found

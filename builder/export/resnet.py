@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101, and the official CenterNet on top of it: `res_N` and `resdcn_N`.
+"""ResNet-18/34/50/101, and the official CenterNets with this backbone: `res_N` and `resdcn_N`.
 
 Sources: He et al. 2015 (the backbone, stride on the 3x3 of a bottleneck); Xiao et al. 2018 (three deconvolutions);
 Zhou et al. 2019, section 5 and appendix (deformable convolutions before the deconvolutions, the heads).
@@ -81,7 +81,7 @@ def resdcn(
     depth: int,
     widths: Sequence[int] = (256, 128, 64),
 ) -> None:
-    """Official `resdcn_N`: three times a deformable 3x3 with bias and a 4x4 deconvolution of the same width."""
+    """Official `resdcn_N`: three stages of a deformable 3x3 with bias and a 4x4 deconvolution of the same width."""
     x = backbone(net, x, depth)
     for stage, width in enumerate(widths):
         first = 6 * stage

@@ -3,39 +3,24 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import shapes as inference
-from centernet_trt.errors import BackendError, ModelError, SpecError
-from centernet_trt.runtime.host.decode import check_heads
-from centernet_trt.runtime.host.onnxruntime import round_every_tensor
-from centernet_trt.runtime.manifest import HeadComparison, Precision
-from centernet_trt.runtime.spec import InputSpec, ModelSpec
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
+from centernet_trt.builder.graph.shapes import open_session
+from centernet_trt.errors import BackendError, ModelError
+from centernet_trt.runtime.host.onnxruntime import Mode
 
 __all__ = [
     "HeadError",
-    "Mode",
     "check_dynamic_batch",
     "compare_models",
-    "compare_with_source",
-    "comparison_records",
-    "head_channels",
-    "input_values",
     "random_feeds",
     "run_model",
 ]
-
-Mode = Literal["fast", "faithful"]
-"""`fast`: ONNX Runtime optimises, which on a CPU turns fp16 into fp32. `faithful`: every node's result is
-rounded to its type; see `runtime.faithful` for what that takes."""
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -116,11 +101,11 @@ def run_model(
 
 def _runner(model: ModelProto, mode: Mode, threads: int) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
     """`run_model` for several runs: the model is loaded once."""
-    session = _session(_with_rounding(model) if mode == "faithful" else model, mode, threads)
+    session = open_session(model, mode, threads)
     return lambda feeds: _run(session, model, feeds)
 
 
-def _run(session: "ort.InferenceSession", model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
+def _run(session: Any, model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
     types = {
         value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         for value in _inputs(model)
@@ -255,24 +240,6 @@ def check_dynamic_batch(
             )
 
 
-def _session(model: ModelProto, mode: Mode, threads: int) -> "ort.InferenceSession":
-    import onnxruntime as ort  # heavy: imported where it is used
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_DISABLE_ALL if mode == "faithful" else levels.ORT_ENABLE_ALL
-    try:
-        return inference.open_session(model, options)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BackendError(
-            f"ONNX Runtime refuses the model: {error}",
-            "see whether it is newer than this ONNX Runtime supports",
-        ) from error
-
-
 def _inputs(model: ModelProto) -> list[ValueInfoProto]:
     constants = g.initializers(model.graph)
     return [value for value in model.graph.input if value.name not in constants]
@@ -310,99 +277,3 @@ def _suspects(model: ModelProto) -> list[str]:
             if shape is not None and shape.size > 1 and int(shape.flat[0]) > (node.op_type == "Expand"):
                 found.append(node.name or f"{node.op_type}/{node.output[0]}")
     return found
-
-
-def _with_rounding(model: ModelProto) -> ModelProto:
-    """Return the model with every fp16 result rounded by ONNX Runtime; one without fp16 comes back as it is."""
-    values = (*model.graph.input, *model.graph.output)
-    kinds = {value.type.tensor_type.elem_type for value in values}
-    if TensorProto.FLOAT16 not in kinds | {tensor.data_type for tensor in model.graph.initializer}:
-        return model
-    model = g.copy_model(model)
-    inference.refresh_shapes(model)
-    round_every_tensor(model)
-    return model
-
-
-FP32_TOLERANCE = 1e-4  # of a head's largest magnitude; the passes themselves stay within 1e-5
-
-
-def input_values(spec: InputSpec) -> tuple[float, float]:
-    """The range of the network's input values over all grey levels and channels."""
-    low = min(-mean / std for mean, std in zip(spec.mean, spec.std, strict=True))
-    high = max((255 * spec.scale - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
-    return low, high
-
-
-def head_channels(found: dict[str, HeadError], spec: ModelSpec, shape: tuple[int, int]) -> dict[str, int]:
-    """Hold the heads that the source computed to the spec -> their channels by name.
-
-    Args:
-        found: from `compare_with_source`.
-        spec: says how many channels each head has, and how many pixels a cell.
-        shape: (height, width) of the input.
-
-    Raises:
-        SpecError: a head is of another shape than the spec says.
-    """
-    shapes = {name: error.shape for name, error in found.items()}
-    check_heads(shapes, spec)
-    grid = (shape[0] // spec.stride, shape[1] // spec.stride)
-    name, (_, _, height, width) = next(iter(shapes.items()))
-    if (height, width) != grid:
-        raise SpecError(
-            f"head {name!r} has a grid of {height}x{width} cells for an input of {shape[0]}x{shape[1]} pixels; "
-            f"the spec's stride {spec.stride} would give {grid[0]}x{grid[1]}",
-            f"set stride = {shape[0] // height} in the spec" if height and shape[0] % height == 0 else "",
-        )
-    return {name: head[1] for name, head in shapes.items()}
-
-
-def compare_with_source(
-    source: ModelProto, typed: ModelProto, spec: ModelSpec, shape: tuple[int, int], precision: Precision
-) -> dict[str, HeadError]:
-    """Run the source in fp32 and the typed graph true to its types, on random pixels.
-
-    Args:
-        source: cut at the heads.
-        typed: what was made of it.
-        spec: its input's name and normalisation.
-        shape: (height, width) of the input.
-        precision: of the typed graph; fp32 has to agree within `FP32_TOLERANCE`.
-
-    Raises:
-        ModelError: fp32 does not agree, or a head overflows.
-        BackendError: ONNX Runtime refuses a graph.
-    """
-    found = compare_models(
-        source,
-        typed,
-        shapes={spec.input.name or "": (1, 3, *shape)},
-        value_range=input_values(spec.input),
-        mode="faithful",
-    )
-    for name, error in found.items():
-        if precision == "fp32" and not error.max_rel <= FP32_TOLERANCE:
-            raise ModelError(
-                f"head {name!r} of the prepared graph differs from the source by {error.max_rel:.2g} of its largest "
-                f"magnitude, at most {FP32_TOLERANCE:.0e} was expected",
-                "this is a defect of a pass: please report it with the model",
-            )
-        if not error.max_abs < float("inf"):
-            raise ModelError(
-                f"head {name!r} overflows in {precision}: an infinity or NaN where the source has a number",
-                "build with --precision fp32",
-            )
-    return found
-
-
-def comparison_records(
-    found: dict[str, HeadError], spec: ModelSpec, shape: tuple[int, int]
-) -> dict[str, HeadComparison]:
-    """What the manifest keeps of a comparison."""
-    low, high = input_values(spec.input)
-    where = f"one random image of {shape[1]}x{shape[0]} pixels, values {low:.3g} to {high:.3g}, seed 0"
-    return {
-        name: HeadComparison(max_abs=error.max_abs, max_rel=error.max_rel, mode="faithful", input=where)
-        for name, error in found.items()
-    }

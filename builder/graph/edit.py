@@ -13,7 +13,7 @@ from onnx import (
     helper,
 )
 
-from centernet_trt.builder.graph import external_data as weights
+from centernet_trt.builder.graph import external_data
 from centernet_trt.errors import ModelError
 
 __all__ = [
@@ -90,12 +90,12 @@ def initializers(graph: GraphProto) -> dict[str, TensorProto]:
 
 def as_array(tensor: TensorProto) -> NDArray[Any]:
     """Return the value of a constant as a numpy array of its own dtype."""
-    return weights.as_array(tensor)
+    return external_data.as_array(tensor)
 
 
 def add_initializer(graph: GraphProto, name: str, value: NDArray[Any]) -> None:
     """Append a constant to the graph (in place)."""
-    graph.initializer.append(weights.constant(name, value))
+    graph.initializer.append(external_data.make_constant(name, value))
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:

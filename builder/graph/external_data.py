@@ -1,6 +1,5 @@
 """Large weights in files of their own."""
 
-import hashlib
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,25 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, external_data_helper, helper, numpy_helper
 
-from centernet_trt.builder.graph.shapes import PROTOBUF_LIMIT, serialised_size
-from centernet_trt.cache import atomic_write
 from centernet_trt.errors import ModelError
 
 __all__ = [
+    "PROTOBUF_LIMIT",
     "as_array",
-    "constant",
     "data_folder",
-    "inlined",
-    "inlined_tensor",
-    "move_out",
-    "moved",
-    "save_beside",
-    "save_model",
-    "size_outside",
-    "weights_outside",
+    "external_size",
+    "external_weights",
+    "externalise_constant",
+    "externalise_model",
+    "inline_constant",
+    "inline_weights",
+    "make_constant",
+    "save_with_external_data",
+    "serialised_size",
 ]
 
-_IN_FILE = 1024  # constants of fewer bytes stay in the .onnx file when the rest goes to a file beside it
+# A protobuf message may not be serialised beyond 2 GiB; the margin is for the bytes that we estimate.
+PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 try:
@@ -82,8 +81,8 @@ _CURRENT: ContextVar[_Folder | None] = ContextVar("weights", default=None)
 
 
 @contextmanager
-def weights_outside() -> Iterator[None]:
-    """Within it, once a large model is read (`move_out`), large constants go into files; they are gone at its end.
+def external_weights() -> Iterator[None]:
+    """Within it, once a large model is read (`externalise_model`), large constants go into files; they are gone at its end.
 
     A graph that is made within it is of no use after it.
     """
@@ -124,7 +123,7 @@ def _remove_abandoned() -> None:
             continue
 
 
-def constant(name: str, array: NDArray[Any]) -> TensorProto:
+def make_constant(name: str, array: NDArray[Any]) -> TensorProto:
     """The array as a constant, in a file where it is large and that is the way of this build."""
     folder = _CURRENT.get()
     array = np.ascontiguousarray(array).reshape(array.shape)
@@ -135,7 +134,7 @@ def constant(name: str, array: NDArray[Any]) -> TensorProto:
     return folder.adopt(tensor, _array_bytes(array))
 
 
-def moved(tensor: TensorProto) -> TensorProto:
+def externalise_constant(tensor: TensorProto) -> TensorProto:
     """The constant, in a file where it is large and that is the way of this build."""
     folder = _CURRENT.get()
     if (
@@ -145,14 +144,14 @@ def moved(tensor: TensorProto) -> TensorProto:
         or tensor.data_type not in _WHOLE_BYTES
     ):
         return tensor
-    return constant(tensor.name, as_array(tensor))
+    return make_constant(tensor.name, as_array(tensor))
 
 
 def as_array(tensor: TensorProto) -> NDArray[Any]:
     """The numbers of a constant; of one in a file they are mapped, not read, and cannot be written.
 
     Raises:
-        ModelError: the file is gone: the model is used outside of `weights_outside`.
+        ModelError: the file is gone: the model is used outside of `external_weights`.
     """
     if not external_data_helper.uses_external_data(tensor):
         return np.asarray(numpy_helper.to_array(tensor))
@@ -168,7 +167,7 @@ def data_folder(model: ModelProto) -> Path | None:
     return None
 
 
-def size_outside(model: ModelProto) -> int:
+def external_size(model: ModelProto) -> int:
     """Bytes of the model's constants that lie in files."""
     found = 0
     for tensor in model.graph.initializer:
@@ -177,7 +176,14 @@ def size_outside(model: ModelProto) -> int:
     return found
 
 
-def inlined(model: ModelProto) -> ModelProto:
+def serialised_size(model: ModelProto) -> int:
+    """Return about how many bytes the model takes when serialised; never fails, whatever the size."""
+    graph = model.graph
+    size = sum(int(tensor.ByteSize()) for tensor in graph.initializer) + external_size(model)
+    return size + sum(int(node.ByteSize()) for node in graph.node) + 200 * len(graph.initializer)
+
+
+def inline_weights(model: ModelProto) -> ModelProto:
     """The model with all its constants in its message, for who takes one file only; as it is where it has them."""
     if data_folder(model) is None:
         return model
@@ -185,19 +191,19 @@ def inlined(model: ModelProto) -> ModelProto:
     whole.CopyFrom(model)
     for tensor in whole.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
-            tensor.CopyFrom(inlined_tensor(tensor))
+            tensor.CopyFrom(inline_constant(tensor))
     return whole
 
 
-def inlined_tensor(tensor: TensorProto) -> TensorProto:
+def inline_constant(tensor: TensorProto) -> TensorProto:
     """The constant with its numbers in its message; as it is where it has them."""
     if not external_data_helper.uses_external_data(tensor):
         return tensor
     return numpy_helper.from_array(as_array(tensor), tensor.name)
 
 
-def move_out(model: ModelProto, beside: Path) -> ModelProto:
-    """The model with its large constants in files, if they are large together and within `weights_outside`.
+def externalise_model(model: ModelProto, beside: Path) -> ModelProto:
+    """The model with its large constants in files, if they are large together and within `external_weights`.
 
     Args:
         model: it is emptied on the way, so that its weights are not held twice; external data is not loaded yet.
@@ -208,7 +214,7 @@ def move_out(model: ModelProto, beside: Path) -> ModelProto:
     """
     folder = _CURRENT.get()
     inside = sum(tensor.ByteSize() for tensor in model.graph.initializer)
-    if folder is None or inside + size_outside(model) < _LARGE:
+    if folder is None or inside + external_size(model) < _LARGE:
         return model
     folder.used = True
     for tensor in model.graph.initializer:
@@ -225,7 +231,7 @@ def move_out(model: ModelProto, beside: Path) -> ModelProto:
     return lean
 
 
-def save_beside(model: ModelProto, path: Path, location: str) -> None:
+def save_with_external_data(model: ModelProto, path: Path, location: str) -> None:
     """Write a model to `path`, and its constants to the file `location` beside it: for any size."""
     lean = ModelProto()
     lean.CopyFrom(model)
@@ -291,67 +297,6 @@ def _file(tensor: TensorProto) -> Path:
     if folder is None:
         raise ModelError(
             f"constant {tensor.name!r} lies in the file {location}, which is not there",
-            "read the model with loading.load_model, and use it within weights.weights_outside only",
+            "read the model with loading.load_model, and use it within weights.external_weights only",
         )
     return folder / location
-
-
-def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_LIMIT) -> tuple[Path, ...]:
-    """Write the model and return the files that hold it; a write that dies leaves an older file of the name whole.
-
-    Args:
-        model: of any size.
-        path: the .onnx file. Beyond `external_above` bytes the large constants go to `NAME.HASH.data` beside it (a
-            protobuf file ends at 2 GB).
-        external_above: see there.
-
-    Raises:
-        ModelError: the file cannot be written.
-    """
-    path = Path(path)
-    beside: tuple[Path, ...] = ()
-    try:
-        if serialised_size(model) > external_above:
-            model, data = _write_data(model, path)
-            beside = (data,)
-        atomic_write(path, model.SerializeToString(deterministic=True))
-    except OSError as error:
-        raise ModelError(
-            f"cannot write {path}: {error.strerror}", "check the folder and its free space"
-        ) from error
-    return (path, *beside)
-
-
-def _write_data(model: ModelProto, path: Path) -> tuple[ModelProto, Path]:
-    """Write the large constants of a model to a file beside `path`; the model that refers to them, and that file."""
-    bare = ModelProto()
-    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _IN_FILE]
-    large_names = {tensor.name for tensor in large}
-    for field in ("ir_version", "producer_name", "producer_version", "doc_string"):
-        setattr(bare, field, getattr(model, field))
-    bare.opset_import.extend(model.opset_import)
-    bare.metadata_props.extend(model.metadata_props)
-    bare.graph.name = model.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(bare.graph, field).extend(getattr(model.graph, field))
-    bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in large_names)
-    digest = hashlib.sha256()
-    for tensor in large:
-        digest.update(tensor.raw_data)
-    # Its name has its hash: until the .onnx file is replaced, the old one finds its own data.
-    data = path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            file.writelines(tensor.raw_data for tensor in large)
-
-    atomic_write(data, write)
-    offset = 0
-    for tensor in large:
-        entry = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        entry.data_location = TensorProto.EXTERNAL
-        length = len(tensor.raw_data)
-        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
-            entry.external_data.add(key=key, value=str(value))
-        offset += length
-    return bare, data

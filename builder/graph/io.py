@@ -1,14 +1,20 @@
 """Inputs and outputs of a graph: dynamic axes, and the cut at the heads."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph.external_data import PROTOBUF_LIMIT, serialised_size
+from centernet_trt.builder.graph.shapes import refresh_shapes
+from centernet_trt.cache import atomic_write
 from centernet_trt.errors import ModelError
 
-__all__ = ["find_image_input", "keep_heads", "make_dynamic", "set_input_size"]
+__all__ = ["find_image_input", "keep_heads", "make_dynamic", "save_model", "set_input_size"]
+
+_IN_FILE = 1024  # constants of fewer bytes stay in the .onnx file when the rest goes to a file beside it
 
 
 def keep_heads(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
@@ -61,7 +67,7 @@ def _value(model: ModelProto, name: str) -> ValueInfoProto:
                 return found
         if not attempt:
             model = g.copy_model(model)
-            inference.refresh_shapes(model, clear_outputs=False)
+            refresh_shapes(model, clear_outputs=False)
     raise ModelError(
         f"the type of tensor {name!r} is unknown: it comes from an operator that ONNX does not define",
         "make it an output of the graph when exporting",
@@ -139,7 +145,7 @@ def make_dynamic(model: ModelProto, input_name: str, *, batch: bool = True, size
         dims[0].dim_param = "batch"
     if size:
         dims[2].dim_param, dims[3].dim_param = "height", "width"
-    inference.refresh_shapes(model)
+    refresh_shapes(model)
     return model
 
 
@@ -156,5 +162,66 @@ def set_input_size(model: ModelProto, input_name: str, height: int, width: int) 
     model = g.copy_model(model)
     dims = find_image_input(model, input_name).type.tensor_type.shape.dim
     dims[2].dim_value, dims[3].dim_value = height, width
-    inference.refresh_shapes(model)
+    refresh_shapes(model)
     return model
+
+
+def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_LIMIT) -> tuple[Path, ...]:
+    """Write the model and return the files that hold it; a write that dies leaves an older file of the name whole.
+
+    Args:
+        model: of any size.
+        path: the .onnx file. Beyond `external_above` bytes the large constants go to `NAME.HASH.data` beside it (a
+            protobuf file ends at 2 GB).
+        external_above: see there.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
+    path = Path(path)
+    beside: tuple[Path, ...] = ()
+    try:
+        if serialised_size(model) > external_above:
+            model, data = _write_data(model, path)
+            beside = (data,)
+        atomic_write(path, model.SerializeToString(deterministic=True))
+    except OSError as error:
+        raise ModelError(
+            f"cannot write {path}: {error.strerror}", "check the folder and its free space"
+        ) from error
+    return (path, *beside)
+
+
+def _write_data(model: ModelProto, path: Path) -> tuple[ModelProto, Path]:
+    """Write the large constants of a model to a file beside `path`; the model that refers to them, and that file."""
+    bare = ModelProto()
+    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _IN_FILE]
+    large_names = {tensor.name for tensor in large}
+    for field in ("ir_version", "producer_name", "producer_version", "doc_string"):
+        setattr(bare, field, getattr(model, field))
+    bare.opset_import.extend(model.opset_import)
+    bare.metadata_props.extend(model.metadata_props)
+    bare.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(bare.graph, field).extend(getattr(model.graph, field))
+    bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in large_names)
+    digest = hashlib.sha256()
+    for tensor in large:
+        digest.update(tensor.raw_data)
+    # Its name has its hash: until the .onnx file is replaced, the old one finds its own data.
+    data = path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            file.writelines(tensor.raw_data for tensor in large)
+
+    atomic_write(data, write)
+    offset = 0
+    for tensor in large:
+        entry = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        entry.data_location = TensorProto.EXTERNAL
+        length = len(tensor.raw_data)
+        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
+            entry.external_data.add(key=key, value=str(value))
+        offset += length
+    return bare, data

@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, checker, external_data_helper, helper, inliner, version_converter
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import external_data as weights
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph.external_data import data_folder, externalise_model, inline_weights
+from centernet_trt.builder.graph.shapes import check
 from centernet_trt.errors import ModelError
 
 __all__ = ["FOREIGN_DOMAIN", "MINIMUM_OPSET", "OLDEST_OPSET", "UPGRADE_OPSETS", "load_model"]
@@ -70,8 +70,8 @@ def load_model(path: Path, *, foreign_ops: Collection[str] = ()) -> ModelProto:
     model = _parse(path)
     _check_graph(model, path)
     _check_external_files(model, path)
-    model = weights.move_out(model, path.parent)
-    outside = weights.data_folder(model) is not None
+    model = externalise_model(model, path.parent)
+    outside = data_folder(model) is not None
     if not outside:
         _load_external_data(model, path)
     moved = _move_foreign(model, foreign_ops)
@@ -197,7 +197,7 @@ def _check_valid(model: ModelProto, path: Path, *, in_memory: bool) -> None:
     try:
         # By path the checker also sees the external data, and has no 2 GB limit.
         if in_memory:
-            inference.check(model)
+            check(model)
         else:
             checker.check_model(str(path))
     except (checker.ValidationError, ValueError) as error:
@@ -231,13 +231,13 @@ def _upgrade(model: ModelProto, path: Path) -> ModelProto:
         return model
     outputs = [value.name for value in model.graph.output]
     reasons: list[str] = []
-    whole = weights.inlined(model)  # the converter copies what it finds in the message
+    whole = inline_weights(model)  # the converter copies what it finds in the message
     for target in UPGRADE_OPSETS:
         try:
             upgraded = version_converter.convert_version(whole, target)
             if opset < 11:
                 _restore_resize(upgraded)
-            inference.check(upgraded)
+            check(upgraded)
         except (RuntimeError, ValueError, version_converter.ConvertError, ModelError) as error:
             reasons.append(f"to {target}: {error}")
             continue
@@ -245,7 +245,7 @@ def _upgrade(model: ModelProto, path: Path) -> ModelProto:
             reasons.append(f"to {target}: the converter renames the outputs")
             continue
         _drop_unused(upgraded)
-        return weights.move_out(upgraded, path.parent)
+        return externalise_model(upgraded, path.parent)
     raise ModelError(
         f"{path} has opset {opset}, {MINIMUM_OPSET} or newer is needed, and ONNX cannot convert it: "
         + "; ".join(reasons),

@@ -1,4 +1,4 @@
-"""What a change of the graph does to the detections: measured on images, without labels, against the fp32 graph."""
+"""Detection-level loss of a graph against the fp32 graph, on images without labels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,38 +8,42 @@ from onnx import ModelProto, helper
 
 from centernet_trt.builder.calibration.images import CalibrationImage
 from centernet_trt.builder.calibration.statistics import Simulation, batches
-from centernet_trt.builder.graph.external_data import inlined
+from centernet_trt.builder.graph.shapes import open_session
 from centernet_trt.evaluation.accuracy.agreement import Agreement, agreement, match
 from centernet_trt.evaluation.accuracy.expected_ap import DrawnAnnotations
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.host.decode import decode
-from centernet_trt.runtime.host.onnxruntime import open_session
 from centernet_trt.runtime.spec import ModelSpec
 
 __all__ = ["DetectionLoss", "LossEvaluator", "weighted_loss"]
 
-# Below this score a detection of the reference hardly counts; leaving it out saves most of the matching.
+# Reference detections below this score hardly count; leaving them out saves most of the matching.
 _FAINTEST = 0.05
 _SAME_OBJECT = 0.3
 
 
 @dataclass(frozen=True)
 class DetectionLoss:
-    """How far a candidate is from the reference on the judge's images.
+    """Difference between the detections of a candidate and of the reference, on the evaluator's images.
 
     Attributes:
-        loss: `weighted_loss`, 0 for equal detections; changes smoothly, so it ranks small damages.
-        drop: expected drop in AP (`evaluation.expected_ap`), the unit of the budget.
+        weighted: `weighted_loss`, 0 for equal detections; changes smoothly, so it ranks small differences.
+        drop: expected drop in AP (`evaluation.accuracy.expected_ap`), the unit of the budget.
         agreement: matched boxes at the spec's threshold.
     """
 
-    loss: float
+    weighted: float
     drop: float
     agreement: Agreement
 
 
 class LossEvaluator:
-    """Holds a reference graph's detections on some images, and compares other graphs with them."""
+    """Compares the detections of graphs with those of a reference graph, on the same images.
+
+    Attributes:
+        images: that every graph is run on.
+        reference: detections of the reference graph, one entry per image.
+    """
 
     def __init__(
         self,
@@ -57,7 +61,7 @@ class LossEvaluator:
             spec: pre-processing and decode.
             images: at least one.
             threads: of ONNX Runtime.
-            progress: called with (images done, images in all).
+            progress: called with (images done, total).
         """
         self._spec, self.images, self._threads = spec, images, threads
         self.reference = self.detections(reference, progress)
@@ -65,13 +69,13 @@ class LossEvaluator:
 
     @property
     def reference_ap(self) -> float:
-        """Expected AP of the reference: what `drop` is taken from."""
+        """Expected AP of the reference, 0..1: `drop` is the difference from it."""
         return self._annotations.reference_ap
 
     def detections(
         self, model: ModelProto, progress: Callable[[int, int], None] | None = None
     ) -> list[Detections]:
-        """Detections of every image: no threshold, the spec's top K."""
+        """Detections of every image: no score threshold, the spec's top K."""
         simulation = Simulation(model, self._threads)
         found = []
         for done, batch in enumerate(batches(self.images, self._spec.input)):
@@ -80,15 +84,17 @@ class LossEvaluator:
             found += decode(simulation.run(batch.tensor), self._spec, batch.placements, threshold=0.0)
         return found
 
-    def damage(self, model: ModelProto, progress: Callable[[int, int], None] | None = None) -> DetectionLoss:
-        """Run a candidate, a graph with the reference's input and heads, and compare."""
+    def evaluate(
+        self, model: ModelProto, progress: Callable[[int, int], None] | None = None
+    ) -> DetectionLoss:
+        """Run a candidate, which has the reference's input and heads, and compare."""
         return self.compare(self.detections(model, progress))
 
     def faithful_detections(
         self, model: ModelProto, progress: Callable[[int, int], None] | None = None
     ) -> list[Detections]:
-        """As `detections`, for a typed graph: every fp16 tensor is rounded (see `runtime.faithful`), which is slow."""
-        session = open_session(inlined(model).SerializeToString(), "faithful", self._threads)
+        """As `detections`, for a typed graph in mode `faithful`: every fp16 tensor is rounded, which is slow."""
+        session = open_session(model, "faithful", self._threads)
         given = model.graph.input[0]
         dtype = helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
         names = [value.name for value in model.graph.output]
@@ -103,7 +109,7 @@ class LossEvaluator:
         return found
 
     def compare(self, found: Sequence[Detections]) -> DetectionLoss:
-        """Compare detections of the judge's images with the reference's."""
+        """Compare detections, one entry per image of the evaluator, with the reference's."""
         return DetectionLoss(
             weighted_loss(self.reference, found),
             self._annotations.drop(found),
@@ -112,18 +118,18 @@ class LossEvaluator:
 
 
 def weighted_loss(reference: Sequence[Detections], candidate: Sequence[Detections]) -> float:
-    """Difference of detections as a part of the reference's own weight, the sum of its scores.
+    """Difference of detections, relative to the sum of the reference's scores.
 
-    A pair costs |difference of scores| + score * (1 - overlap), a detection that was lost twice its score. Detections
-    with a score below 0.05 are left out of the reference.
+    A matched pair costs |difference of scores| + score * (1 - IoU), a lost detection twice its score. Reference
+    detections with a score below 0.05 are ignored.
     """
     cost = weight = 0.0
-    for right, judged in zip(reference, candidate, strict=True):
+    for right, found in zip(reference, candidate, strict=True):
         right = right[right.score >= _FAINTEST]
         score = right.score.astype(np.float64)
         each = 2 * score
-        pairs = match(right, judged, _SAME_OBJECT)
-        apart = np.abs(score[pairs.reference] - judged.score[pairs.candidate])
+        pairs = match(right, found, _SAME_OBJECT)
+        apart = np.abs(score[pairs.reference] - found.score[pairs.candidate])
         each[pairs.reference] = apart + score[pairs.reference] * (1 - pairs.iou)
         cost += float(each.sum())
         weight += float(score.sum())

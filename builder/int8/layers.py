@@ -1,4 +1,4 @@
-"""The layers of a graph that int8 can be asked for, grouped by the tensor they read, and why others cannot."""
+"""Survey the layers of a graph: which may become int8, and why the others may not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,49 +16,42 @@ __all__ = ["Kind", "Layer", "Rules", "Survey", "Unit", "layers_in_int8", "share_
 
 Kind = Literal["dense", "depthwise", "transposed", "gemm", "deformable"]
 _OPERATORS = ("Conv", "ConvTranspose", "Gemm", "DeformConv")
-# What may stand between a head's last convolution and the head: no arithmetic that mixes channels or cells.
+# What may follow a head's last convolution: nothing that mixes channels or cells.
 _AFTER_LAST = ("Add", "Cast", "Clip", "Div", "Exp", "Identity", "Mul", "Relu", "Sigmoid", "Softplus", "Sub")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What int8 is asked for, and how; every rule can be switched off for an experiment.
+    """Which layers may be int8, and what is done for their accuracy.
 
     Attributes:
-        depthwise: depthwise convolutions may be int8.
-        transposed: transposed convolutions may be int8.
-        gemm: fully connected layers may be int8.
-        last_convs: the last convolution of each head may be int8 (by default it is fp16: a head's values are the
-            scores and boxes, and one int8 step of an l, t, r, b head that reaches 475 px is 3.7 px).
-        smallest_share: a layer with a smaller part of all multiply-adds stays fp16: it gains nothing.
-        dead_inputs: a layer whose input was zero on every calibration image may be int8, with a floored scale.
-        residual_skip: where an int8 convolution feeds an addition, the other operand is quantised too, so that
-            TensorRT can fuse the addition into the int8 convolution. Costs accuracy, so it is tried last.
-        shared_pairs: all int8 readers of a tensor share one Q/DQ pair.
-        per_channel: weights have a scale for each output channel; without it one for the whole layer.
+        last_convs: the last convolution of each head may be int8. By default it stays fp16: its output are the scores
+            and boxes, and one int8 step of an l, t, r, b head that reaches 475 px is 3.7 px.
+        smallest_share: a layer with a smaller share of all multiply-adds stays fp16: it gains nothing.
         equalise: channels are equalised first, where that is exact (see `equalise`).
-        correct_bias: what the rounding of its weights does to a layer's mean output is taken off its bias.
-        half_scales: scales are rounded to fp16 where fp16 holds them well, so that no Cast stands between a
-            DequantizeLinear and its convolution in the fp16 graph.
+        correct_bias: the shift of a layer's mean output by the rounding of its weights is taken off its bias.
+        residual_skip: the other operand of an addition that an int8 convolution feeds is quantised too, so that
+            TensorRT can fuse the addition into the int8 convolution. Costs accuracy, so it is tried last.
     """
 
-    depthwise: bool = True
-    transposed: bool = True
-    gemm: bool = True
     last_convs: bool = False
     smallest_share: float = 0.0005
-    dead_inputs: bool = False
-    residual_skip: bool = False
-    shared_pairs: bool = True
-    per_channel: bool = True
     equalise: bool = True
     correct_bias: bool = True
-    half_scales: bool = True
+    residual_skip: bool = False
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with weights: its node, the activation and the weights that it reads, and its multiply-adds an image."""
+    """A layer with weights.
+
+    Attributes:
+        name: of its node.
+        kind: of its operator.
+        input: name of the activation that it reads.
+        weight: name of its weights.
+        multiply_adds: per image.
+    """
 
     name: str
     kind: Kind
@@ -69,20 +62,26 @@ class Layer:
 
 @dataclass(frozen=True)
 class Unit:
-    """The layers that read one tensor: they become int8 together, for they share its Q/DQ pair."""
+    """The layers that read one tensor; they become int8 together, since they share its Q/DQ pair."""
 
     tensor: str
     layers: tuple[Layer, ...]
 
     @property
     def multiply_adds(self) -> int:
-        """Of its layers together, for one image."""
+        """Sum over its layers, per image."""
         return sum(layer.multiply_adds for layer in self.layers)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """All layers with weights in graph order, the units that may become int8, and why the other layers may not."""
+    """The layers of a graph.
+
+    Attributes:
+        layers: all layers with weights, in graph order.
+        units: those that may become int8, by the tensor that they read.
+        excluded: why the others may not, by layer name.
+    """
 
     layers: tuple[Layer, ...]
     units: tuple[Unit, ...]
@@ -90,18 +89,18 @@ class Survey:
 
     @property
     def multiply_adds(self) -> int:
-        """Of all layers together, for one image."""
+        """Sum over all layers, per image."""
         return sum(layer.multiply_adds for layer in self.layers)
 
 
 def survey(model: ModelProto, height: int, width: int, rules: Rules | None = None) -> Survey:
-    """Find the layers of a graph and sort them by the rules.
+    """Find the layers of a graph and apply the rules to them.
 
     Args:
         model: fp32, named nodes, batch norms folded, one input.
-        height: rows of the input that multiply-adds are counted for, in pixels.
-        width: columns.
-        rules: see `Rules`.
+        height: of the input that multiply-adds are counted for, in pixels.
+        width: of that input, in pixels.
+        rules: None for the default.
 
     Raises:
         ModelError: a size cannot be inferred.
@@ -114,7 +113,7 @@ def survey(model: ModelProto, height: int, width: int, rules: Rules | None = Non
     nodes = {node.name: node for node in model.graph.node}
     excluded: dict[str, str] = {}
     for layer in layers:
-        reason = _reason(layer, nodes[layer.name], constants, rules)
+        reason = _reason(layer, nodes[layer.name], constants)
         if reason is None and layer.name in last and not rules.last_convs:
             reason = f"last convolution of head {last[layer.name]!r}"
         if reason is None and layer.multiply_adds < rules.smallest_share * total:
@@ -129,8 +128,8 @@ def survey(model: ModelProto, height: int, width: int, rules: Rules | None = Non
     return Survey(tuple(layers), units, excluded)
 
 
-def _reason(layer: Layer, node: NodeProto, constants: dict[str, TensorProto], rules: Rules) -> str | None:
-    """Why a layer cannot or shall not be int8."""
+def _reason(layer: Layer, node: NodeProto, constants: dict[str, TensorProto]) -> str | None:
+    """Why a layer cannot be int8, None if it can."""
     if layer.kind == "deformable":
         return "deformable convolutions have no int8 in TensorRT"
     if layer.weight not in constants:
@@ -139,13 +138,7 @@ def _reason(layer: Layer, node: NodeProto, constants: dict[str, TensorProto], ru
         return "its input is a constant"
     if layer.kind == "gemm" and g.attribute(node, "transA", 0):
         return "its input is transposed"
-    allowed = {
-        "depthwise": rules.depthwise,
-        "transposed": rules.transposed,
-        "gemm": rules.gemm,
-        "dense": True,
-    }
-    return None if allowed[layer.kind] else f"{layer.kind} layers are excluded by rule"
+    return None
 
 
 def _layers(model: ModelProto, height: int, width: int) -> list[Layer]:
@@ -176,21 +169,21 @@ def _kind(node: NodeProto, shapes: dict[str, Sequence[int]]) -> Kind:
 
 
 def _multiply_adds(node: NodeProto, shapes: dict[str, Sequence[int]]) -> int:
-    """One for each weight and each place that it is applied to."""
+    """One for each weight and each position that it is applied to."""
     places = shapes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0], ())
     weight = shapes.get(node.input[1], ())
     if not weight or not places or 0 in places:
         raise ModelError(
-            f"the size of the tensors of node {node.name!r} cannot be inferred: weights {tuple(weight)}, "
+            f"the tensor sizes of node {node.name!r} cannot be inferred: weights {tuple(weight)}, "
             f"output {tuple(places)}",
-            "int8 needs a graph whose sizes follow from its input's",
+            "int8 needs a graph whose tensor sizes follow from the input size",
         )
     spatial = places[2:] if node.op_type != "Gemm" else places[:1]
     return int(np.prod(weight, dtype=np.int64)) * int(np.prod(spatial, dtype=np.int64))
 
 
 def _last_convolutions(model: ModelProto) -> dict[str, str]:
-    """The layers that make a head, by name, with the head: nothing but elementwise operators between them."""
+    """Last layer before each head -> the head; only elementwise operators may follow the layer."""
     made, constants = g.producers(model.graph), g.initializers(model.graph)
     found: dict[str, str] = {}
     for value in model.graph.output:
@@ -209,7 +202,7 @@ def _last_convolutions(model: ModelProto) -> dict[str, str]:
 
 
 def layers_in_int8(model: ModelProto) -> set[str]:
-    """Names of the layers that read int8 activations and int8 weights, in a graph of any float type."""
+    """Names of the layers that read int8 activations and int8 weights; the graph may be of any float type."""
     made = g.producers(model.graph)
 
     def is_int8(name: str) -> bool:
@@ -226,12 +219,12 @@ def layers_in_int8(model: ModelProto) -> set[str]:
 
 
 def share_in_int8(model: ModelProto, height: int, width: int) -> float:
-    """The part of all multiply-adds whose layer reads int8 activations and int8 weights, 0..1, counted in the graph.
+    """Share of all multiply-adds, 0..1, in layers that read int8 activations and int8 weights, counted in the graph.
 
     Args:
         model: a graph with or without Q/DQ, of any float type.
-        height: rows of the input, in pixels.
-        width: columns.
+        height: of the input, in pixels.
+        width: of the input, in pixels.
     """
     names, layers = layers_in_int8(model), _layers(model, height, width)
     inside = sum(layer.multiply_adds for layer in layers if layer.name in names)

@@ -1,4 +1,4 @@
-"""The report of an int8 build: `int8.json`, `int8.md` and the bundle's files."""
+"""Report an int8 build: `int8.json`, `int8.md`, and the bundle's calibration files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,9 @@ from typing import Any
 from centernet_trt.builder.calibration.record import format_cache
 from centernet_trt.builder.calibration.thresholds import METHODS
 from centernet_trt.builder.int8.detection_loss import DetectionLoss
-from centernet_trt.builder.int8.layers import Rules
 from centernet_trt.builder.int8.placement import activation_scale
+from centernet_trt.builder.int8.probe import Probe, predicted_loss
 from centernet_trt.builder.int8.quantise import Int8Result
-from centernet_trt.builder.int8.search import Probe, predicted_loss
 from centernet_trt.builder.int8.validate import Measured
 from centernet_trt.runtime.manifest import CalibrationSummary
 
@@ -19,11 +18,11 @@ __all__ = ["layer_rows", "markdown", "report", "summary", "write_int8"]
 
 
 def report(result: Int8Result, measured: Measured | None = None) -> dict[str, Any]:
-    """All there is to tell, as plain data.
+    """Return the report as plain data, as `int8.json` has it.
 
     Args:
         result: of `make_int8`.
-        measured: the typed graph in faithful mode, where it was measured.
+        measured: the typed graph in mode `faithful`; None if it was not measured.
     """
     found = result.search
     chosen = [probe for probe in found.probes if probe.unit in found.chosen]
@@ -36,12 +35,12 @@ def report(result: Int8Result, measured: Measured | None = None) -> dict[str, An
         "share_of_multiply_adds_in_int8": round(found.share, 6),
         "predicted": {
             "loss": round(predicted_loss(chosen), 6),
-            "drop_as_sum_of_single_drops": round(sum(max(p.damage.drop, 0.0) for p in chosen), 6),
+            "drop_as_sum_of_single_drops": round(sum(max(p.loss.drop, 0.0) for p in chosen), 6),
         },
-        "simulated": _damage(found.damage),
-        "faithful": None if measured is None else _damage(measured.damage),
+        "simulated": _loss(found.loss),
+        "faithful": None if measured is None else _loss(measured.loss),
         "labelled": None if measured is None or measured.labelled is None else measured.labelled.to_json(),
-        "reference_expected_ap": round(result.judge.reference_ap, 6),
+        "reference_expected_ap": round(result.evaluator.reference_ap, 6),
         "layers": layer_rows(result),
         "skips": [list(pair) for pair in found.skips],
         "trials": [
@@ -50,29 +49,29 @@ def report(result: Int8Result, measured: Measured | None = None) -> dict[str, An
                 "units": trial.units,
                 "share": round(trial.share, 6),
                 "inside": trial.inside,
-                **_damage(trial.damage),
+                **_loss(trial.loss),
             }
             for trial in found.trials
         ],
         "images": {
             "calibration": [image.model_dump() for image in result.record.identity.images],
-            "judged": [{"name": i.name, "sha256": i.sha256} for i in result.judge.images],
+            "judged": [{"name": i.name, "sha256": i.sha256} for i in result.evaluator.images],
             "probed": list(result.probe_images),
         },
         "notes": [*result.notes, *(measured.notes if measured else ())],
     }
 
 
-def _damage(damage: DetectionLoss) -> dict[str, Any]:
+def _loss(loss: DetectionLoss) -> dict[str, Any]:
     return {
-        "loss": round(damage.loss, 6),
-        "expected_drop": round(damage.drop, 6),
-        "agreement": damage.agreement.to_json(),
+        "loss": round(loss.weighted, 6),
+        "expected_drop": round(loss.drop, 6),
+        "agreement": loss.agreement.to_json(),
     }
 
 
 def layer_rows(result: Int8Result) -> list[dict[str, Any]]:
-    """One row for each layer with weights: precision, thresholds of its input by each method, SQNR, damage, reason."""
+    """One row per layer with weights: precision, thresholds of its input by each method, SQNR, loss, reason."""
     probes = {layer.name: probe for probe in result.search.probes for layer in probe.unit.layers}
     total = result.survey.multiply_adds or 1
     rows = []
@@ -91,8 +90,8 @@ def layer_rows(result: Int8Result) -> list[dict[str, Any]]:
                 "method": method if in_int8 else None,
                 "thresholds": dict(tensor.thresholds) if tensor else {},
                 "signal_to_noise": tensor.signal_to_noise.get(method) if tensor else None,
-                "loss": round(probe.damage.loss, 6) if probe else None,
-                "expected_drop": round(probe.damage.drop, 6) if probe else None,
+                "loss": round(probe.loss.weighted, 6) if probe else None,
+                "expected_drop": round(probe.loss.drop, 6) if probe else None,
                 "reason": _reason(layer.name, probe, in_int8, result),
             }
         )
@@ -105,12 +104,13 @@ def _reason(name: str, probe: Probe | None, in_int8: bool, result: Int8Result) -
     if in_int8:
         return "inside the budget"
     if probe is None:
-        return "not asked for"
-    return f"a loss of {probe.damage.loss:.3f} for {probe.unit.multiply_adds / (result.survey.multiply_adds or 1):.1%} of the multiply-adds"
+        return "not probed"
+    share = probe.unit.multiply_adds / (result.survey.multiply_adds or 1)
+    return f"a loss of {probe.loss.weighted:.3f} for {share:.1%} of the multiply-adds"
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The table to read, from `report`'s data."""
+    """Render the data of `report` as `int8.md`."""
     faithful = data["faithful"]
     lines = [
         "# int8 report",
@@ -134,8 +134,8 @@ def markdown(data: Mapping[str, Any]) -> str:
     images = data["images"]
     lines += [
         (
-            f"- images: {len(images['calibration'])} calibrated on, {len(images['judged'])} judged on, "
-            f"{len(images['probed'])} for single layers; their hashes are in int8.json"
+            f"- images: {len(images['calibration'])} for calibration, {len(images['judged'])} for whole "
+            f"graphs, {len(images['probed'])} for single layers; their hashes are in int8.json"
         ),
         *(f"- note: {note}" for note in data["notes"]),
         "",
@@ -144,10 +144,10 @@ def markdown(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _words(damage: Mapping[str, Any]) -> str:
-    agreement = damage["agreement"]
+def _words(loss: Mapping[str, Any]) -> str:
+    agreement = loss["agreement"]
     return (
-        f"loss {damage['loss']:.4f}, expected drop {damage['expected_drop']:.4f}, F1 {agreement['f1']:.4f} of "
+        f"loss {loss['loss']:.4f}, expected drop {loss['expected_drop']:.4f}, F1 {agreement['f1']:.4f} of "
         f"{agreement['reference']} boxes at score {agreement['threshold']:g}"
     )
 
@@ -166,10 +166,18 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_int8(folder: Path, result: Int8Result, measured: Measured | None = None) -> list[Path]:
-    """Write the files into a bundle's folder; their paths.
+    """Write the calibration files of a bundle.
 
-    `calibration.json` the record, `calibration.cache` the scales of the int8 tensors as TensorRT's text cache,
-    `int8.json` the report with the search log, `int8.md` its table.
+    `calibration.json` is the record, `calibration.cache` the scales of the int8 tensors as TensorRT's text cache,
+    `int8.json` the report with the log of the search, `int8.md` its table.
+
+    Args:
+        folder: of the bundle.
+        result: of `make_int8`.
+        measured: the typed graph in mode `faithful`; None if it was not measured.
+
+    Returns:
+        Paths of the files.
     """
     data = report(result, measured)
     texts = {
@@ -187,8 +195,8 @@ def write_int8(folder: Path, result: Int8Result, measured: Measured | None = Non
 
 
 def summary(result: Int8Result, measured: Measured | None = None) -> CalibrationSummary:
-    """What the manifest says of a calibration."""
-    found = result.search.damage if measured is None else measured.damage
+    """Return the manifest's entry about a calibration; arguments as for `report`."""
+    found = result.search.loss if measured is None else measured.loss
     return CalibrationSummary(
         method=result.options.method,
         images=len(result.record.identity.images),
@@ -197,15 +205,12 @@ def summary(result: Int8Result, measured: Measured | None = None) -> Calibration
         min_agreement=result.options.budget.min_agreement,
         expected_drop=round(found.drop, 6),
         agreement_f1=round(found.agreement.f1, 6),
-        judged_images=len(result.judge.images),
+        judged_images=len(result.evaluator.images),
         mode="simulated" if measured is None else "faithful",
     )
 
 
 def _scales(result: Int8Result) -> dict[str, float]:
-    """The scale of every activation that an int8 layer reads, of the bundle's own graph."""
-    rules: Rules = result.options.rules
-    return {
-        unit.tensor: activation_scale(result.search.thresholds[unit.tensor], rules)
-        for unit in result.search.chosen
-    }
+    """The scale of every activation that an int8 layer of the bundle's graph reads."""
+    thresholds = result.search.thresholds
+    return {unit.tensor: activation_scale(thresholds[unit.tensor]) for unit in result.search.chosen}

@@ -1,4 +1,4 @@
-"""Measure the typed graph operator by operator, against fp32 and labels."""
+"""Measure the typed graph in mode `faithful`, against fp32 and against labels."""
 
 import json
 import tempfile
@@ -21,15 +21,15 @@ __all__ = ["Measured", "measure"]
 
 @dataclass(frozen=True)
 class Measured:
-    """The typed graph in faithful mode, on the judged images.
+    """Accuracy of the typed graph in mode `faithful`, on the evaluator's images.
 
     Attributes:
-        damage: against the fp32 graph's detections.
-        labelled: drop in COCO AP with its interval, where the images came with annotations of the model's classes.
-        notes: why there is no such figure, where the images came from a COCO file.
+        loss: against the fp32 graph's detections.
+        labelled: drop in COCO AP with its interval; None if the images have no annotations of the model's classes.
+        notes: why there is no such figure although the images came from a COCO file.
     """
 
-    damage: DetectionLoss
+    loss: DetectionLoss
     labelled: ApDrop | None
     notes: tuple[str, ...] = ()
 
@@ -37,32 +37,28 @@ class Measured:
 def measure(
     result: Int8Result, typed: ModelProto, spec: ModelSpec, progress: Callable[[int, int], None] | None = None
 ) -> Measured:
-    """Run the typed graph on the judged images, every fp16 tensor rounded.
+    """Run the typed graph on the evaluator's images, every fp16 tensor rounded.
+
+    Whether the loss is inside the budget is for the caller to decide (`Int8Result.inside_budget`).
 
     Args:
         result: of `make_int8`.
         typed: its graph, typed.
         spec: classes and category ids.
-        progress: called with (images done, images in all).
+        progress: called with (images done, total).
     """
-    judge = result.judge
-    found = judge.faithful_detections(typed, progress)
+    evaluator = result.evaluator
+    found = evaluator.faithful_detections(typed, progress)
     images = result.options.calibration
     labelled: ApDrop | None = None
     notes: tuple[str, ...] = ()
     if images is not None and images.annotations is not None and images.folder is not None:
-        names = [image.name for image in judge.images]
+        names = [image.name for image in evaluator.images]
         try:
-            labelled = _labelled(images.annotations, images.folder, names, judge.reference, found, spec)
+            labelled = _labelled(images.annotations, images.folder, names, evaluator.reference, found, spec)
         except (InputError, SpecError) as error:
             notes = (f"no AP on the calibration images: {error.message}",)
-    damage = judge.compare(found)
-    if not result.options.everything and not result.options.budget.allows(damage):
-        found_now = f"an expected drop of {damage.drop:.4f} and an agreement of {damage.agreement.f1_low:.4f} (confidence 90 %)"
-        notes += (
-            f"with fp16 around int8 the graph has {found_now}: outside the budget, which the search holds in fp32",
-        )
-    return Measured(damage, labelled, notes)
+    return Measured(evaluator.compare(found), labelled, notes)
 
 
 def _labelled(
@@ -73,7 +69,7 @@ def _labelled(
     found: Sequence[Detections],
     spec: ModelSpec,
 ) -> ApDrop:
-    """The drop on these images alone; InputError or SpecError where the annotations do not serve."""
+    """The drop on these images alone; InputError or SpecError if the annotations do not fit."""
     data = json.loads(annotations.read_text(encoding="utf-8"))
     images = [row for row in data["images"] if row["file_name"] in set(names)]
     ids = {row["file_name"]: row["id"] for row in images}
@@ -85,7 +81,7 @@ def _labelled(
         part = Path(scratch) / annotations.name
         part.write_text(json.dumps({**data, "images": images, "annotations": kept}), encoding="utf-8")
         truth = CocoGroundTruth(part, folder)
-    truth.path = annotations  # for messages: the part is gone
+    truth.path = annotations  # for messages: the temporary file is gone
     check_categories(spec, truth)
     rows = [
         [row for name, one in zip(names, each, strict=True) for row in one.to_coco(ids[name])]

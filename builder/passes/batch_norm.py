@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.errors import ModelError
 
 __all__ = ["fold_batch_norm"]
@@ -177,7 +177,7 @@ def _ranks(model: ModelProto) -> dict[str, int]:
     What follows an operator that ONNX does not define is not among them; in these networks it is an image.
     """
     probe = g.copy_model(model)
-    inference.refresh_shapes(probe)
+    refresh_shapes(probe)
     values = (*probe.graph.input, *probe.graph.value_info, *probe.graph.output)
     shapes = {v.name: v.type.tensor_type.shape for v in values if v.type.tensor_type.HasField("shape")}
     return {name: len(shape.dim) for name, shape in shapes.items()}

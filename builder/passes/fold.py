@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import external_data as weights
 from centernet_trt.builder.graph.compare import run_model
+from centernet_trt.builder.graph.external_data import externalise_constant
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.errors import BackendError
 
@@ -46,7 +46,7 @@ def constants_to_initializers(model: ModelProto) -> ModelProto:
             value = _constant_value(node)
             if value is not None:
                 value.name = node.output[0]
-                model.graph.initializer.append(weights.moved(value))
+                model.graph.initializer.append(externalise_constant(value))
                 gone.append(index)
     g.remove_at(model.graph.node, gone)
     return model

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph.shapes import check, element_types, refresh_shapes
 from centernet_trt.builder.passes.fold import constants_to_initializers, remove_identities
 from centernet_trt.builder.passes.fp16_rules import FP16_LARGEST, nodes_staying_fp32, slot_stays_fp32
 from centernet_trt.errors import ModelError
@@ -69,15 +69,15 @@ def to_fp16(
     # Identities first: one between two fp32 islands would be fp16, and cost two casts and precision.
     model = remove_identities(constants_to_initializers(g.name_nodes(model)))
     _refuse_subgraphs(model.graph)
-    inference.refresh_shapes(model)
+    refresh_shapes(model)
     types = _all_types(model)
     kept = nodes_staying_fp32(model, types, keep_fp32, fp16_scales=scales == "fp16")
     kinds = {"fp16": FP16, "fp32": FP32}
     retyper = _Retyper(model.graph, types, kept, kinds[io_types], kinds[output_types or io_types])
     retyper.run()
     model = remove_identities(model)  # casts of the source whose two sides now agree
-    inference.refresh_shapes(model)
-    inference.check(model, full=True)
+    refresh_shapes(model)
+    check(model, full=True)
     return Fp16Result(model, kept, retyper.cast_count)
 
 
@@ -91,7 +91,7 @@ def _refuse_subgraphs(graph: GraphProto) -> None:
 
 
 def _all_types(model: ModelProto) -> dict[str, int]:
-    types = inference.element_types(model)
+    types = element_types(model)
     for node in model.graph.node:
         unknown = [name for name in node.output if name and name not in types]
         if unknown:

@@ -20,7 +20,7 @@ def report_tables(report: BenchReport) -> list[Table]:
     if (found := compare_entries(report)).rows:
         first = report.entries[0].name
         tables.append(
-            replace(comparison_table(found), title=f"In turn with {first} (A): {_intervals(found)}")
+            replace(comparison_table(found), title=f"Interleaved with {first} (A): {_intervals(found)}")
         )
     for entry in report.entries:
         tables.append(latency_table(entry))

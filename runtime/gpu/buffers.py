@@ -250,7 +250,7 @@ class StreamBuffers:
             image = request.image
             if isinstance(image, DeviceImage):
                 if image.array.stream is not None:
-                    self.stream.wait_for(image.array.stream)
+                    self.stream.wait(image.array.stream)
                 images.put(table, row, request, image.array.address, image.pitch, image.channels)
             elif (address := self._locked.pinned_address(image)) is not None:
                 locked.append((row, address, image.nbytes))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from centernet_trt.errors import CenterNetError
 from centernet_trt.kernels.launch import DecodeLayout, plan_decode, plan_preprocess
-from centernet_trt.runtime.backend import Heads, InferenceRequest
+from centernet_trt.runtime.backend import Heads, InferenceRequest, Mark, ignore_mark
 from centernet_trt.runtime.cuda.binding import DriverError
 from centernet_trt.runtime.cuda.device import close_all
 from centernet_trt.runtime.cuda.resources import Graph
@@ -29,6 +29,8 @@ from centernet_trt.runtime.host.onnxruntime import allocate_heads
 from centernet_trt.runtime.profiles import batch_to_run
 from centernet_trt.runtime.spec import MAX_TOP_K, ModelSpec
 from centernet_trt.runtime.trt.context import TensorRTExecutor
+
+STAGES = ("upload", "preprocess", "network", "decode", "download")
 
 ProgramKey = tuple[int, int, int, int]
 """(batch, network height, network width, output rows an image)."""
@@ -48,7 +50,7 @@ class Program:
         batch, height, width, rows = key
         manifest, spec = executor.manifest, executor.manifest.spec
         self._kernels, self._buffers = kernels, buffers
-        self._graph: Graph | None = None
+        self.graph: Graph | None = None
         self.refused: str | None = None
         images, tensors = buffers.device_staging.address, buffers.addresses
         self.layout = DecodeLayout(batch, rows, extra_columns(spec.heads))
@@ -82,26 +84,27 @@ class Program:
     @property
     def captured(self) -> bool:
         """Whether it runs as a graph."""
-        return self._graph is not None
+        return self.graph is not None
 
-    def launch(self) -> None:
-        """Enqueue it: one graph launch, or launch by launch.
+    def enqueue(self, mark: Mark = ignore_mark) -> None:
+        """Enqueue it launch by launch, whether there is a graph or not.
+
+        Args:
+            mark: called after what each stage enqueues on the stream.
 
         Raises:
             BackendError: TensorRT refused.
             DriverError: the driver did.
         """
-        if self._graph is not None:
-            self._graph.launch(self._buffers.stream)
-        else:
-            self._enqueue()
-
-    def _enqueue(self) -> None:
         buffers, stream = self._buffers, self._buffers.stream
         self._kernels.preprocess(stream, self._preprocess, self._preprocess_params)
+        mark("preprocess")
         self.network.enqueue(stream)
+        mark("network")
         self._kernels.decode(stream, self._decode, self._decode_params)
+        mark("decode")
         stream.copy_to_host(buffers.pinned_output.address, buffers.output.address, self.layout.nbytes)
+        mark("download")
 
     def capture(self) -> None:
         """Record it as a graph, after it has run once; a refusal is kept in `refused`, and launches go on one by one.
@@ -116,12 +119,12 @@ class Program:
         try:
             stream.begin_capture()
             try:
-                self._enqueue()
+                self.enqueue()
             except BaseException:
                 # What was recorded so far would replay as if it were whole.
                 stream.abandon_capture()
                 raise
-            self._graph = stream.end_capture()
+            self.graph = stream.end_capture()
         except CenterNetError as error:
             if isinstance(error, DriverError) and error.context_lost:
                 raise
@@ -129,7 +132,7 @@ class Program:
 
     def close(self) -> None:
         """Free the graph, then the network's context; the stream is idle."""
-        graph, self._graph = self._graph, None
+        graph, self.graph = self.graph, None
         close_all([part for part in (graph, self.network) if part is not None])
 
 
@@ -175,8 +178,13 @@ class Lane:
         self._running: tuple[Program, Sequence[InferenceRequest]] | None = None
         self._batches: dict[tuple[int, int, int], int] = {}
 
-    def start(self, requests: Sequence[InferenceRequest]) -> None:
+    def start(self, requests: Sequence[InferenceRequest], mark: Mark | None = None) -> None:
         """Enqueue a batch whose placements share one network size. After an error the lane is idle again.
+
+        Args:
+            requests: the batch.
+            mark: called after what each stage enqueues. A CUDA graph is one launch, which cannot be marked inside, so
+                a marked batch runs launch by launch: the same kernels and the same network.
 
         Raises:
             BackendError: TensorRT refused.
@@ -186,7 +194,13 @@ class Lane:
             with self._device.current, nvtx_range("start"):
                 program = self._program(self._key(requests))
                 self.buffers.upload(program.layout.batch, requests)
-                program.launch()
+                if mark is not None:
+                    mark("upload")
+                    program.enqueue(mark)
+                elif program.graph is not None:
+                    program.graph.launch(self.buffers.stream)
+                else:
+                    program.enqueue()
                 self._device.binding.record(self.buffers.done.handle, self.buffers.stream.handle)
         except BaseException:
             self._recover()

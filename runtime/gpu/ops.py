@@ -232,13 +232,13 @@ class GpuOps:
         if stream is not None:
             others = {stream_number(stream)}
         for number in others:
-            own.wait_for(number)
+            own.wait(number)
 
     def _end(self, stream: Any) -> None:
         if stream is None:
             self._buffers.stream.synchronize()
         else:
-            self._buffers.stream.hold_up(stream_number(stream))
+            self._buffers.stream.make_wait(stream)
 
     def __enter__(self) -> Self:
         return self

@@ -107,7 +107,7 @@ def test_compare_finds_a_slowdown_and_refuses_other_models(run: Any, tmp_path: P
         (["verify", "{tmp}/b", "--annotations", "{tmp}/instances.json"], 2, "needs --images"),
         (["verify", "{tmp}/b", "--min-agreement", "7"], 1, "0 to 1"),
         (
-            ["verify", "{tmp}/b", "--images", "{tmp}/pictures", "--picture", "{tmp}/p.gif"],
+            ["verify", "{tmp}/b", "--images", "{tmp}/pictures", "--worst-image", "{tmp}/p.gif"],
             1,
             "name it .png or .jpg",
         ),
@@ -139,20 +139,21 @@ def test_verify_passes_fails_and_draws(run: Any, tmp_path: Path, pictures: Path,
     assert result["ap"]["drop"] == 0.0
     assert result["environment"]["cores"] >= 1
     assert "is not the file" not in done.err
-    # A model with another heatmap: exit code 3, with the address; and a note that it is another file.
+    # A model with another heatmap: exit code 3, with the stage; and a note that it is another file.
     other = tiny_model()
     (bias,) = (t for t in other.graph.initializer if t.name == "hm.bias")
     bias.CopyFrom(numpy_helper.from_array(np.array([2.0, -2.0], np.float32), "hm.bias"))
     onnx.save(other, tmp_path / "other.onnx")
-    picture = tmp_path / "new" / "worst.png"
-    done = run(
-        *words, "--against", tmp_path / "other.onnx", "--picture", picture, "--json", tmp_path / "v.json"
-    )
+    drawn, alias = tmp_path / "new" / "worst.png", tmp_path / "alias.png"
+    differs = [*words, "--against", tmp_path / "other.onnx", "--json", tmp_path / "v.json"]
+    done = run(*differs, "--worst-image", drawn)
+    assert run(*differs, "--picture", alias).code == 3  # the option's former name
+    assert alias.read_bytes() == drawn.read_bytes()
     assert done.code == 3
-    assert "the difference begins in: network (SQNR of hm" in done.err
+    assert "the first stage that differs is network (SQNR of hm" in done.err
     assert "is not the file that the bundle was built from" in done.err
     assert json.loads((tmp_path / "v.json").read_text())["passed"] is False
-    assert cv2.imread(str(picture)) is not None
+    assert cv2.imread(str(drawn)) is not None
     # Two bundles; and the bundle beside its own graph.
     second = write_tiny_bundle(tmp_path / "c")
     assert run(*words, "--against", second.path, "--max-images", 1).code == 0
@@ -198,7 +199,7 @@ def test_eval_refuses_other_classes(run: Any, tmp_path: Path, pictures: Path, an
     words = ["--images", pictures, "--annotations", annotations, "--no-time"]
     done = run("eval", tmp_path / "a", tmp_path / "b", *words)
     assert done.code == 1
-    assert "different class names: number 0 is 'blue' in the one, 'green' in the other" in done.err
+    assert "different class names: number 0 is 'blue' in one and 'green' in the other" in done.err
     # Two names are exchanged: no category is what the spec calls it.
     done = run("eval", tmp_path / "b", *words)
     assert done.code == 1

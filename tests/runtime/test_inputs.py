@@ -66,7 +66,7 @@ def test_wrong_arrays_are_still_refused(manifest: Manifest, wrong: Any) -> None:
 def test_the_backend_is_asked_and_sizes_are_remembered(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "_REMEMBERED", 3)
+    monkeypatch.setattr(intake, "_MAX_CACHED_SIZES", 3)
     known = InputPreparer(manifest)
     placed: list[tuple[int, int]] = []
 
@@ -96,7 +96,7 @@ def test_an_image_for_augmentation() -> None:
     assert host_image(array).shape == (4, 5, 3)
 
     source: Any = SimpleNamespace(__cuda_array_interface__={})
-    with pytest.raises(InputError, match="with tta=, which prepares images on the host"):
+    with pytest.raises(InputError, match="expected an image on the host with tta="):
         host_image(source)
 
 

@@ -3,7 +3,6 @@
 Times themselves are never looked at.
 """
 
-import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,29 +17,32 @@ from helpers.fake_tensorrt import Faults
 from helpers.standin_pipeline import counted, pictures, tiny
 from helpers.standin_session import ON_STANDIN
 
-from centernet_trt.errors import BackendError, InputError
-from centernet_trt.evaluation.bench.gpu_options import GpuBenchOptions
-from centernet_trt.evaluation.bench.gpu_run import product_subject, run_gpu_bench
-from centernet_trt.evaluation.bench.gpu_stages import STAGES, NetworkAlone, StagedPipeline, given_as
+from centernet_trt.errors import InputError
+from centernet_trt.evaluation.bench.baselines import GpuNetwork
 from centernet_trt.evaluation.bench.gpu_timer import DeviceTensor, GpuTimer
-from centernet_trt.evaluation.bench.host_stages import Picture, load_pictures
 from centernet_trt.evaluation.bench.html import html_report, whole_figure
 from centernet_trt.evaluation.bench.report import BenchReport
-from centernet_trt.evaluation.bench.roofline import copy_on_device, measure_floor
+from centernet_trt.evaluation.bench.roofline import copy_on_device, measure_gpu_rates
+from centernet_trt.evaluation.bench.run import run_bench
+from centernet_trt.evaluation.bench.stages import EventTimer
+from centernet_trt.evaluation.bench.subjects import BenchOptions, detect_call, place_images, stages
 from centernet_trt.evaluation.bench.tables import report_tables
+from centernet_trt.evaluation.bench.throughput import BenchImage, load_images
 from centernet_trt.evaluation.bench.timing import WHOLE, TimingRules
 from centernet_trt.runtime import Detector
 from centernet_trt.runtime.backend import GpuOptions
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import Device
-from centernet_trt.runtime.detections import Detections
+from centernet_trt.runtime.gpu.backend import GpuBackend
+from centernet_trt.runtime.gpu.lane import STAGES
 
 pytestmark = ON_STANDIN
 
 SHORT = TimingRules(0.0, 0.02, 3, 3, allow_short=True)
 GPU = GpuOptions(max_pixels=10000, binding="cuda-bindings")
-OPTIONS = GpuBenchOptions(
-    GPU, SHORT, loads=((2, 1), (1, 4)), in_flight=(3,), cold_rounds=0, copy_bytes=1 << 16
+ONE = replace(GPU, streams=1)
+OPTIONS = BenchOptions(
+    SHORT, "tensorrt", loads=((2, 1), (1, 4)), in_flight=(3,), cold_rounds=0, gpu=GPU, copy_bytes=1 << 16
 )
 
 
@@ -120,10 +122,10 @@ def test_cold_means_that_twice_the_cache_is_written(timer: GpuTimer, monkeypatch
 def test_nothing_is_left(device: Device) -> None:
     before = device.free_memory(), device.open_resources
     with GpuTimer(device) as timer:
-        floor = measure_floor(timer, SHORT, 1 << 16)
+        rates = measure_gpu_rates(timer, SHORT, 1 << 16)
     assert (device.free_memory(), device.open_resources) == before
-    assert all(value > 0 for value in floor.to_json().values())
-    assert floor.train < floor.launch  # fifty in one graph, behind one pair of events
+    assert all(value > 0 for value in rates.to_json().values())
+    assert rates.train < rates.launch  # fifty in one graph, behind one pair of events
 
 
 def test_arrays_there_and_back(device: Device) -> None:
@@ -136,40 +138,78 @@ def test_arrays_there_and_back(device: Device) -> None:
         copy_on_device(device, stream, two.address, one.address, array.nbytes)
         np.testing.assert_array_equal(two.read(), array)
         assert one.__cuda_array_interface__["typestr"] == "<f2"
-        with pytest.raises(InputError, match="float32 and shape"):
+        with pytest.raises(InputError, match="got float32 and shape"):
             one.write(array.astype(np.float32))
         one.close()
         two.close()
         two.close()
 
 
+@pytest.mark.parametrize("cuda_graph", [True, False])
 def test_every_stage_is_marked_and_nothing_else_changes(
-    tmp_path: Path, faults: Faults, images: list[Path]
+    tmp_path: Path, faults: Faults, images: list[Path], cuda_graph: bool
 ) -> None:
-    staged = StagedPipeline(tiny(tmp_path), GPU)
-    (picture, *_) = load_pictures(images)
-    clock = staged.clock("cold")
-    with Detector.load(
-        staged.bundle, backend="tensorrt", max_pixels=10000, binding="cuda-bindings"
-    ) as detector:
+    """The product itself is timed: a marked run is that of a Detector's own backend, launch by launch."""
+    bundle = tiny(tmp_path)
+    (image, *_) = load_images(images)
+    backend = GpuBackend.load(bundle, replace(ONE, cuda_graph=cuda_graph))
+    plain = backend.run
+    with Detector(bundle, backend) as detector, GpuTimer(backend.device, *backend.streams) as timer:
+        wanted = detector.detect(image.pixels)
+        for _ in range(2):
+            detector.detect(image.pixels)
+        seen: list[Any] = []
+        backend.run = lambda *words: seen.append(plain(*words))  # type: ignore[method-assign, assignment]
+        subject = stages(bundle.manifest, backend, [image], EventTimer(timer, STAGES[-1], "cold"))
         for _ in range(3):
-            found, wanted = staged.run(picture, clock), detector.detect(picture.pixels)
-            np.testing.assert_array_equal(found.xyxy, wanted.xyxy)
-            seconds = clock.finish()
+            seconds = subject.call()
             assert tuple(seconds) == (*STAGES, WHOLE)
             assert seconds[WHOLE] == pytest.approx(sum(seconds[stage] for stage in STAGES))
-    assert staged.timer.late == 0  # it is asked before the pipeline waits for its results
-    # The hold, one launch, besides what the pipeline does by itself.
-    with counted() as calls:
-        staged.run(picture, staged.clock("warm"))
-    assert (calls[0].copies, calls[0].launches, calls[0].graph_launches) == (2, 3, 0)
-    staged.close()
+            np.testing.assert_array_equal(seen.pop()[0][0].xyxy, wanted.xyxy)
+        assert timer.late == 0  # it is checked before the backend waits for its results
+        # The hold, one launch, besides what the backend does by itself.
+        warm = stages(bundle.manifest, backend, [image], EventTimer(timer, STAGES[-1], "warm"))
+        with counted() as calls:
+            warm.call()
+        assert (calls[0].copies, calls[0].launches, calls[0].graph_launches) == (2, 3, 0)
+        assert backend.recorded == cuda_graph  # the graph is kept for calls without marks
+        backend.run = plain  # type: ignore[method-assign]
+        with counted() as calls:
+            detector.detect(image.pixels)
+        assert calls[0].graph_launches == cuda_graph
+
+
+def test_marked_batches_run_one_after_the_other(tmp_path: Path, faults: Faults) -> None:
+    bundle = tiny(tmp_path)
+    marks: list[str] = []
+    with Detector(bundle, GpuBackend.load(bundle, replace(GPU, streams=2, max_batch=2))) as detector:
+        backend = detector._backend
+        assert isinstance(backend, GpuBackend)
+        plain = backend.run
+        backend.run = lambda batches: plain(batches, marks.append)  # type: ignore[method-assign, assignment]
+        found = detector.detect_batch(pictures(5, 60, 60), 0.3)
+        assert marks == [*STAGES] * 3
+        backend.run = plain  # type: ignore[method-assign]
+        for one, other in zip(found, detector.detect_batch(pictures(5, 60, 60), 0.3), strict=True):
+            np.testing.assert_array_equal(one.xyxy, other.xyxy)
+
+        def fails(stage: str) -> None:
+            if stage == "network":
+                raise KeyError(stage)
+
+        backend.run = lambda batches: plain(batches, fails)  # type: ignore[method-assign, assignment]
+        with pytest.raises(KeyError):
+            detector.detect(pictures(1, 60, 60)[0])
+        backend.run = plain  # type: ignore[method-assign]
+        np.testing.assert_array_equal(detector.detect(pictures(5, 60, 60)[0], 0.3).xyxy, found[0].xyxy)
 
 
 @pytest.mark.parametrize("graph", [True, False])
 def test_the_network_alone(tmp_path: Path, faults: Faults, images: list[Path], graph: bool) -> None:
-    staged = StagedPipeline(tiny(tmp_path), GPU)
-    with NetworkAlone(staged, load_pictures(images), 4, graph) as network:
+    backend = GpuBackend.load(tiny(tmp_path), ONE)
+    timer = GpuTimer(backend.device, *backend.streams)
+    loaded = [image.pixels for image in load_images(images)]
+    with GpuNetwork(backend, timer, loaded, 4, graph) as network:
         assert network.graph == graph
         replays, enqueues = faults.replays, faults.enqueues
         subject = network.subject("warm")
@@ -179,25 +219,26 @@ def test_the_network_alone(tmp_path: Path, faults: Faults, images: list[Path], g
         assert faults.replays == replays + 4
         assert faults.enqueues == enqueues + (0 if graph else 4)
     faults.uncapturable = True
-    with NetworkAlone(staged, load_pictures(images), 1, True) as network:
+    with GpuNetwork(backend, timer, loaded, 1, True) as network:
         assert not network.graph
     with pytest.raises(InputError, match="batch"):
-        NetworkAlone(staged, load_pictures(images), 9, graph)
-    staged.close()
+        GpuNetwork(backend, timer, loaded, 9, graph)
+    timer.close()
+    backend.close()
 
 
 @pytest.mark.parametrize("kind", ["pageable", "pinned", "device"])
-def test_images_come_from_where_they_shall(
+def test_images_come_from_the_chosen_memory(
     tmp_path: Path, faults: Faults, images: list[Path], kind: Any
 ) -> None:
-    loaded = load_pictures(images)
+    loaded = load_images(images)
     with (
         Device.open(0, "cuda-bindings") as device,
         Detector.load(
             tiny(tmp_path), backend="tensorrt", max_pixels=10000, binding="cuda-bindings"
         ) as detector,
     ):
-        given, made = given_as(kind, loaded, detector, device.stream())
+        given, made = place_images(kind, loaded, detector, device.stream())
         assert [picture.path for picture in given] == [picture.path for picture in loaded]
         for picture, original in zip(given, loaded, strict=True):
             found, wanted = detector.detect(picture.pixels), detector.detect(original.pixels)
@@ -214,7 +255,7 @@ def report(tmp_path: Path, faults: Faults, images: list[Path]) -> BenchReport:
     again = EngineBundle(bundle.path, bundle.manifest.model_copy(update={"name": "again"}))
     options = replace(OPTIONS, input="pinned", cache="cold")
     work = lambda bundle, height, width: (height * width, 42)
-    return run_gpu_bench([bundle, again], images, options, counter=work, command="centernet-trt bench bundle")
+    return run_bench([bundle, again], images, options, counter=work, command="centernet-trt bench bundle")
 
 
 def test_the_report(tmp_path: Path, report: BenchReport) -> None:
@@ -258,37 +299,39 @@ def test_the_flush_is_over_before_the_clock_starts(cache: Any) -> None:
         told.append("clock")
         return float(len(told))
 
-    picture = Picture(Path("a"), np.zeros((2, 2, 3), np.uint8))
-    subject = product_subject(detector, [picture], timer, cache, now)  # type: ignore[arg-type]
+    image = BenchImage(Path("a"), np.zeros((2, 2, 3), np.uint8))
+    subject = detect_call(detector, [image], timer, cache, now)  # type: ignore[arg-type]
     assert subject.call() == {WHOLE: 2.0}
     assert told == ["flush", "wait"] * (cache == "cold") + ["clock", "detect", "clock"]
 
 
-class Wrong(StagedPipeline):
-    def run(self, picture: Picture, clock: Any) -> Detections:
-        return super().run(picture, clock)[:1]
-
-
-def test_what_is_timed_must_be_what_the_product_answers(
-    tmp_path: Path, faults: Faults, images: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("centernet_trt.evaluation.bench.gpu_run.StagedPipeline", Wrong)
-    with pytest.raises(BackendError, match=r"does not find in 0\.png what Detector finds"):
-        run_gpu_bench([tiny(tmp_path)], images, OPTIONS)
+def test_no_bundle_is_an_error(images: list[Path]) -> None:
     with pytest.raises(InputError, match="no bundle"):
-        run_gpu_bench([], images, OPTIONS)
+        run_bench([], images, OPTIONS)
 
 
 def test_a_fallback_from_the_graph_is_said(tmp_path: Path, faults: Faults, images: list[Path]) -> None:
     faults.uncapturable = True
-    found = run_gpu_bench([tiny(tmp_path)], images, replace(OPTIONS, loads=(), in_flight=()))
+    found = run_bench([tiny(tmp_path)], images, replace(OPTIONS, loads=(), in_flight=()))
     assert any("Detector ran without CUDA graphs" in note for note in found.notes)
     assert any("the network alone could not be recorded" in note for note in found.notes)
     assert found.entries[0].throughput == ()
 
 
-def test_every_setting_of_the_gpu_reaches_the_detector() -> None:
-    taken = set(inspect.signature(Detector.load).parameters)
-    assert {"backend", *GpuOptions.__dataclass_fields__} == set(GpuBenchOptions().load_arguments())
-    assert set(GpuBenchOptions().load_arguments()) <= taken
-    assert GpuBenchOptions().load_arguments(streams=7)["streams"] == 7
+def test_every_setting_of_the_gpu_reaches_the_detector(
+    tmp_path: Path, faults: Faults, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One stream for latency, waiting by spinning and asleep; a stream a thread; the options' own for `submit`."""
+    load, seen = GpuBackend.load, list[GpuOptions]()
+
+    def spy(bundle: EngineBundle, options: GpuOptions) -> GpuBackend:
+        seen.append(options)
+        return load(bundle, options)
+
+    monkeypatch.setattr(GpuBackend, "load", spy)
+    gpu = replace(GPU, streams=3, max_batch=4, max_graphs=7, cuda_graph=False)
+    run_bench([tiny(tmp_path)], images, replace(OPTIONS, gpu=gpu, loads=((2, 1),)))
+    assert [(options.streams, options.spin) for options in seen] == [
+        (1, True), (1, False), (2, True), (3, True),
+    ]  # fmt: skip
+    assert {replace(options, streams=3, spin=True) for options in seen} == {gpu}

@@ -166,7 +166,7 @@ def test_a_lost_context_is_told_by_every_later_call(bundle: EngineBundle, faults
     for _ in range(2):
         with pytest.raises(CudaError, match=r"the GPU failed before: .*as the test asked") as caught:
             pipeline.run([small])
-        assert "start a new one" in caught.value.hint
+        assert "start a new process" in caught.value.hint
     pipeline.close()
     assert leaked() == 0
 

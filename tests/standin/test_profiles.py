@@ -132,6 +132,6 @@ def test_a_plan_with_other_profiles(tmp_path: Path, faults: Faults, change: str)
             shapes = shapes[::-1]
         else:
             shapes[2][1] = [2, 3, 96, 128]
-        with pytest.raises(BundleError, match=r"optimisation profiles .*the manifest says") as caught:
+        with pytest.raises(BundleError, match=r"optimisation profiles .*differ from the manifest") as caught:
             load_engine(bundle_of(tmp_path, engine_profiles=shapes), device.info)
     assert "centernet-trt build tiny.onnx" in caught.value.hint

@@ -60,6 +60,21 @@ def test_a_record_survives_the_disk(tmp_path: Path) -> None:
     made.require(identity(), "it")
 
 
+def test_a_record_of_an_earlier_build_is_read_without_its_retired_method(tmp_path: Path) -> None:
+    made = record()
+    data = json.loads(made.to_json())
+    for tensor in data["tensors"].values():
+        tensor["thresholds"]["entropy-as-published"] = 1.0
+        tensor["signal_to_noise"]["entropy-as-published"] = None
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(data))
+    assert read_record(path) == made
+    data["tensors"]["dead"]["thresholds"]["guess"] = 1.0
+    path.write_text(json.dumps(data))
+    with pytest.raises(CalibrationError, match=r"thresholds\.guess"):
+        read_record(path)
+
+
 def test_each_difference_is_named() -> None:
     images = pictures()
     base = identity(images=images)

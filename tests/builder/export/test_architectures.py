@@ -182,7 +182,7 @@ def test_a_head_of_no_channels_is_left_out() -> None:
     network = ARCHITECTURES["hourglass"].network(heads={"reg": 0, "hps": 34})
     assert {head.name: head.channels for head in network.outputs} == {"hm": 80, "wh": 2, "hps": 34}
     assert not any(name.startswith("reg.") for name in network.parameters)
-    with pytest.raises(ModelError, match="no channel"):
+    with pytest.raises(ModelError, match="at least one channel per head"):
         ARCHITECTURES["res_18"].network(classes=0)
 
 
@@ -196,11 +196,11 @@ def test_heads_without_a_middle_layer() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"classes": 0}, "no channel"),
-        ({"heads": {"wh": 0}}, "no channel"),
-        ({"heads": {"wh": -1}}, "no channel"),
+        ({"classes": 0}, "at least one channel per head"),
+        ({"heads": {"wh": 0}}, "at least one channel per head"),
+        ({"heads": {"wh": -1}}, "at least one channel per head"),
         ({"heads": {"hps": 34}}, "cannot have the head hps"),
-        ({"head_conv": 0}, "head_conv 0"),
+        ({"head_conv": 0}, "expected a positive head_conv, got 0"),
     ],
 )
 def test_heads_that_cannot_be(options: dict[str, Any], said: str) -> None:
@@ -215,7 +215,7 @@ def test_aliases_and_unknown_names() -> None:
     with pytest.raises(ModelError, match="did you mean resdcn_18") as caught:
         architecture("resdcn18")
     assert "hourglass" in caught.value.hint
-    with pytest.raises(ModelError, match="no architecture is called 'yolo'"):
+    with pytest.raises(ModelError, match="unknown architecture 'yolo'"):
         export_model("yolo", None)
 
 

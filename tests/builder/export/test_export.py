@@ -8,19 +8,19 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from helpers.input_profiles import input_profile
 from helpers.pth_writer import tensor, write_legacy, write_pth
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from centernet_trt.builder.export.export import architecture_names, export_model, random_weights
 from centernet_trt.builder.export.registry import ARCHITECTURES
-from centernet_trt.builder.graph.external_data import save_model
+from centernet_trt.builder.graph.io import save_model
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.trt.plan import Profile, build_plan
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.errors import ModelError
-from centernet_trt.runtime.manifest import ShapeRange
 from centernet_trt.runtime.trt.flavours import load_flavour
 
 Array = NDArray[Any]
@@ -149,11 +149,11 @@ def test_every_missing_extra_and_misshaped_tensor_is_listed(res_18: dict[str, Ar
         "bn1.bias",
         "layer1.0.conv1.weight (near: layer1.0.convolution1.weight",
         "1 misshaped",
-        "layer2.0.conv1.weight is [128, 64, 1, 1], [128, 64, 3, 3] is needed",
+        "layer2.0.conv1.weight: expected [128, 64, 3, 3], got [128, 64, 1, 1]",
         "1 extra",
         "layer1.0.convolution1.weight [64, 64, 3, 3]",
     )
-    assert "not complete" in found.hint
+    assert "the file is incomplete" in found.hint
 
 
 def test_long_lists_are_cut_and_counted(res_18: dict[str, Array]) -> None:
@@ -178,7 +178,7 @@ def test_long_lists_are_cut_and_counted(res_18: dict[str, Array]) -> None:
 def test_a_checkpoint_of_another_architecture_is_recognised(given: str, asked: str) -> None:
     shapes = ARCHITECTURES[given].network().parameters
     values = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    found = refused(asked, values, f"not the tensors of {asked}")
+    found = refused(asked, values, f"expected the tensors of {asked}")
     assert f"fits {given} best ({len(shapes)} of {len(shapes)} tensors)" in found.hint
 
 
@@ -241,18 +241,23 @@ def test_another_architecture_is_told_with_its_options() -> None:
 def test_weights_of_a_backbone_alone(name: str) -> None:
     values = {n: v for n, v in weights(name).items() if n.startswith(("conv1", "bn1", "layer", "backbone"))}
     values["fc.weight"] = np.zeros((1000, 512), np.float32)
-    assert "holds the backbone alone" in refused(name, values, "missing").hint
+    assert "holds only the backbone" in refused(name, values, "missing").hint
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite(res_18: dict[str, Array], value: float) -> None:
     spoilt = res_18["layer3.0.conv1.weight"].copy()
     spoilt[3, 1, 0, 0] = value
-    refused("res_18", {**res_18, "layer3.0.conv1.weight": spoilt}, "not finite", "layer3.0.conv1.weight")
+    refused(
+        "res_18",
+        {**res_18, "layer3.0.conv1.weight": spoilt},
+        "1 tensors have NaN or infinite values",
+        "layer3.0.conv1.weight",
+    )
     refused(
         "res_18",
         {**res_18, "bn1.running_var": -np.ones(64, np.float32)},
-        "variances below 0",
+        "negative variances",
         "bn1.running_var",
     )
 
@@ -311,7 +316,7 @@ def test_a_write_that_dies_leaves_the_old_file(
 
 def test_nothing_is_written_for_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     path = write_pth(tmp_path / "a.pth", {"x": tensor(np.zeros(3, np.float32))})
-    with pytest.raises(ModelError, match=r"a\.pth: not the tensors of res_18"):
+    with pytest.raises(ModelError, match=r"a\.pth: expected the tensors of res_18"):
         export_model("res_18", path)
     assert os.listdir(tmp_path) == ["a.pth"]
 
@@ -333,10 +338,8 @@ def test_rtx_builds_every_seed_model_without_a_gpu(name: str, precision: str) ->
     if precision == "fp16":
         model = to_fp16(model).model
     step = ARCHITECTURES[name].multiple
-    side = ShapeRange.of(2 * step, 512, 512 + step)
-    plan = build_plan(
-        model, "input", Profile(ShapeRange.of(1, 1, 4), side, side), flavour=load_flavour("rtx")
-    )
+    profile = input_profile("1:1:4", f"{2 * step}:512:{512 + step}")
+    plan = build_plan(model, "input", [profile], flavour=load_flavour("rtx"))
     size = 4 if precision == "fp32" else 2
     elements = sum(int(np.prod(t.dims)) for t in model.graph.initializer)
     assert 0.9 < len(plan.data) / (size * elements) < 1.5

@@ -4,7 +4,7 @@ import pytest
 from helpers.onnx_graphs import Node, model, normal, small_centernet
 from onnx import ModelProto, TensorProto
 
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph import shapes
 from centernet_trt.builder.graph.compare import (
     check_dynamic_batch,
     compare_models,
@@ -81,15 +81,15 @@ def test_a_model_that_onnx_runtime_refuses() -> None:
 def test_models_beyond_the_protobuf_limit_run_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     source, feeds = small_centernet(), {"x": normal(1, 3, 16, 16)}
     expected = run_model(source, feeds)
-    monkeypatch.setattr(inference, "PROTOBUF_LIMIT", 1000)
-    assert inference.serialised_size(source) > 1000
+    monkeypatch.setattr(shapes, "PROTOBUF_LIMIT", 1000)
+    assert shapes.serialised_size(source) > 1000
     np.testing.assert_array_equal(run_model(source, feeds)["hm"], expected["hm"])
-    inference.check(source, full=True)
+    shapes.check(source, full=True)
 
 
 def test_size_estimate_is_close() -> None:
     source = small_centernet()
-    assert source.ByteSize() * 0.9 <= inference.serialised_size(source) <= source.ByteSize() + 10_000
+    assert source.ByteSize() * 0.9 <= shapes.serialised_size(source) <= source.ByteSize() + 10_000
 
 
 def half_chain() -> ModelProto:

@@ -1,10 +1,9 @@
 """Which layers may be int8, where Q/DQ go, and that TensorRT takes them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from helpers import onnx_graphs as graphs
+from helpers.input_profiles import input_profile
 from helpers.int8_network import LAYERS, network
 from onnx import ModelProto, TensorProto
 
@@ -22,8 +21,7 @@ from centernet_trt.builder.int8.placement import (
     weight_scales,
 )
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.trt.plan import Profile, build_plan
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.runtime.trt.flavours import load_flavour
 
 ALL = Rules(last_convs=True, smallest_share=0.0)
@@ -40,9 +38,9 @@ def thresholds(model: ModelProto) -> dict[str, float]:
     return {name: float(np.abs(value).max()) for name, value in found.items()} | {"image": 1.0}
 
 
-def placed(layers: tuple[str, ...] = LAYERS, rules: Rules = ALL) -> ModelProto:
+def placed(layers: tuple[str, ...] = LAYERS) -> ModelProto:
     model = network()
-    return place(model, thresholds(model), layers, rules)
+    return place(model, thresholds(model), layers)
 
 
 def test_the_survey_counts_every_layer_and_says_why_some_stay() -> None:
@@ -60,13 +58,12 @@ def test_the_survey_counts_every_layer_and_says_why_some_stay() -> None:
 @pytest.mark.parametrize(
     ("rules", "gone"),
     [
-        (replace(ALL, depthwise=False), {"dw"}),
-        (replace(ALL, transposed=False), {"up"}),
-        (replace(ALL, smallest_share=0.02), {"hm_last", "wh_last", "reg_last"}),
+        (Rules(smallest_share=0.0), {"hm_last", "wh_last", "reg_last"}),
+        (Rules(last_convs=True, smallest_share=0.02), {"hm_last", "wh_last", "reg_last"}),
         (ALL, set()),
     ],
 )
-def test_every_rule_can_be_switched(rules: Rules, gone: set[str]) -> None:
+def test_rules_exclude_layers(rules: Rules, gone: set[str]) -> None:
     assert set(survey(network(), 64, 64, rules).excluded) == gone
 
 
@@ -75,8 +72,6 @@ def test_readers_of_one_tensor_share_one_pair() -> None:
     ops = graphs.op_types(made)
     assert ops.count("QuantizeLinear") == 9  # image r0 r1 r2 a3 r4 r5 r6 r7; r6 has three readers
     assert ops.count("DequantizeLinear") == 9 + len(LAYERS)
-    apart = placed(rules=replace(ALL, shared_pairs=False))
-    assert graphs.op_types(apart).count("QuantizeLinear") == len(LAYERS)
     # The readers that stay fp16 read the tensor itself.
     some = placed(("hm_mid",))
     readers = {node.name: node.input[0] for node in some.graph.node if node.name in ("hm_mid", "wh_last")}
@@ -122,13 +117,6 @@ def test_weights_are_within_half_a_step_of_their_own_channel(layer: str) -> None
     assert (moved.max(axis=1) == 127).all()  # every channel uses its range
 
 
-def test_one_scale_for_all_weights_by_rule() -> None:
-    made = placed(rules=replace(ALL, per_channel=False))
-    scales = [t for t in made.graph.initializer if t.name.endswith(".w/scale")]
-    assert len(scales) == len(LAYERS)
-    assert all(list(t.dims) == [] for t in scales)
-
-
 def test_int8_stays_near_fp32() -> None:
     before, after = run_model(network(), {"image": X}), run_model(placed(), {"image": X})
     for name, value in before.items():
@@ -153,7 +141,7 @@ def test_a_corrected_bias_keeps_the_mean() -> None:
     means = {"x": x.mean(axis=(0, 2, 3)).tolist()}
     errors = []
     for given in (None, means):
-        made = place(model, {"x": 6.0}, ["c"], Rules(half_scales=False), means=given)
+        made = place(model, {"x": 6.0}, ["c"], means=given)
         probe = [model, made]
         for one in probe:
             del one.graph.output[:]
@@ -166,20 +154,18 @@ def test_a_corrected_bias_keeps_the_mean() -> None:
 def test_scales_are_fp16_numbers_where_fp16_holds_them() -> None:
     assert np.float16(activation_scale(1.2345)) == activation_scale(1.2345)
     assert activation_scale(0.0) == SMALLEST_SCALE
-    assert activation_scale(1.2345, Rules(half_scales=False)) == np.float32(1.2345 / 127)
+    assert activation_scale(1e7) == np.float32(1e7 / 127)  # too large for fp16
     weight = graphs.normal(4, 3, 1, 1)
-    assert (weight_scales(weight, 0, Rules()).astype(np.float16) == weight_scales(weight, 0, Rules())).all()
+    assert (weight_scales(weight, 0).astype(np.float16) == weight_scales(weight, 0)).all()
     weight[2] *= 1e-4  # one tiny channel: fp16 would be subnormal there, so all stay exact
-    np.testing.assert_allclose(
-        weight_scales(weight, 0, Rules()), np.abs(weight).max(axis=(1, 2, 3)) / 127, rtol=1e-6
-    )
+    np.testing.assert_allclose(weight_scales(weight, 0), np.abs(weight).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
     weight[2] = 0
-    assert (weight_scales(weight, 0, Rules()) > 0).all()
+    assert (weight_scales(weight, 0) > 0).all()
 
 
 def test_the_fp16_graph_has_no_cast_at_fp16_scales_and_one_at_tiny_ones() -> None:
     model = network()
-    typed = to_fp16(place(model, thresholds(model), LAYERS, ALL), scales="fp16")
+    typed = to_fp16(place(model, thresholds(model), LAYERS), scales="fp16")
     assert typed.casts == 0
     assert layers_in_int8(typed.model) == set(LAYERS)
     small = g.copy_model(model)
@@ -188,7 +174,7 @@ def test_the_fp16_graph_has_no_cast_at_fp16_scales_and_one_at_tiny_ones() -> Non
             weights = g.as_array(tensor).copy()
             weights[3] *= 1e-4
             tensor.CopyFrom(graphs.numpy_helper.from_array(weights, tensor.name))
-    mixed = to_fp16(place(small, thresholds(small), LAYERS, ALL), scales="fp16")
+    mixed = to_fp16(place(small, thresholds(small), LAYERS), scales="fp16")
     assert mixed.casts == 1
     assert layers_in_int8(mixed.model) == set(LAYERS)
 
@@ -209,7 +195,7 @@ def test_only_the_skip_of_an_addition_is_quantised() -> None:
     model = network()
     assert residual_skips(model, {"project"}) == [("residual", "r1")]
     assert residual_skips(model, {"expand"}) == []
-    made = place(model, thresholds(model), ["project"], ALL, [("residual", "r1")])
+    made = place(model, thresholds(model), ["project"], skips=[("residual", "r1")])
     (add,) = [node for node in made.graph.node if node.name == "residual"]
     assert list(add.input) == ["c3", "r1/dequantised"]
 
@@ -239,26 +225,22 @@ def test_older_graphs_are_raised_and_keep_their_tensor_names() -> None:
     assert [n.name for n in raised.graph.node] == [n.name for n in old.graph.node]
     assert [list(n.output) for n in raised.graph.node] == [list(n.output) for n in old.graph.node]
     # One that is not raised works too, at the price of casts.
-    typed = to_fp16(place(old, thresholds(old), LAYERS, ALL), scales="fp16")
+    typed = to_fp16(place(old, thresholds(old), LAYERS), scales="fp16")
     assert typed.casts > 0
 
 
-@pytest.mark.parametrize("rules", [ALL, replace(ALL, half_scales=False), replace(ALL, per_channel=False)])
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_tensorrt_builds_a_plan_of_every_kind_of_layer(rules: Rules, precision: str) -> None:
-    made = placed(rules=rules)
+def test_tensorrt_builds_a_plan_of_every_kind_of_layer(precision: str) -> None:
+    made = placed()
     made = to_fp16(made, scales="fp16").model if precision == "fp16" else made
     check(made, full=True)
-    sides = ShapeRange.of(64, 64, 128)
-    plan = build_plan(
-        made, "image", Profile(ShapeRange.of(1, 1, 2), sides, sides), flavour=load_flavour("rtx")
-    )
+    plan = build_plan(made, "image", [input_profile("1:1:2", "64:64:128")], flavour=load_flavour("rtx"))
     assert len(plan.data) > 1000
 
 
 def test_quantised_weights_count_as_parameters() -> None:
     model = network()
-    made = place(model, thresholds(model), LAYERS, ALL)
+    made = place(model, thresholds(model), LAYERS)
     before, after = (count_complexity(graph, 64, 64) for graph in (model, made))
     assert after.parameters >= before.parameters > 1000
     # Correcting a bias makes one where there was none.

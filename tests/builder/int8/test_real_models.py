@@ -62,12 +62,12 @@ def test_equalisation_is_exact_and_worth_it(shared: Path, few: Path) -> None:
     refresh_shapes(model)
     images: CalibrationImages = find_images(few)
     options = Int8Options(calibration=images, method="percentile", everything=True)
-    judge = LossEvaluator(model, spec, images.images)
+    evaluator = LossEvaluator(model, spec, images.images)
     f1 = {}
     for equal in (True, False):
         rules = Rules(equalise=equal, correct_bias=equal)
         result = make_int8(model, spec, (512, 512), replace(options, rules=rules), Silence())
-        f1[equal] = judge.damage(result.model).agreement.f1
+        f1[equal] = evaluator.evaluate(result.model).agreement.f1
         if equal:
             exponents = {n: t.exponents for n, t in result.record.tensors.items() if t.exponents}
             equalised = replay(model, exponents)

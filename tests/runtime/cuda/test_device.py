@@ -47,7 +47,7 @@ def test_a_broken_pycuda_is_passed_over(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("centernet_trt.runtime.cuda.cuda_bindings.CudaBindings.__init__", lambda self: None)
     assert load_binding("auto").name == "cuda-bindings"
-    assert "PyCUDA is installed and cannot be used" in caplog.text
+    assert "PyCUDA is installed but cannot be used" in caplog.text
 
 
 @pytest.mark.parametrize(
