@@ -49,18 +49,28 @@ lint: $(VENV)/.dev ## ruff, mypy (strict) and basedpyright
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py benchmarks/tools/*.py
 
+PYTEST = $(BIN)/python -m pytest -rs -n $(JOBS)
+# In a session of their own: the driver is found by the environment that a process starts with. The device tests run there too.
+ON_STANDIN = --standin tests/standin $(addprefix tests/gpu/test_,driver.py gpu_ops.py kernels.py) benchmarks/tests/standin
+
 .PHONY: test
 test: lint ## lint, then every test but the slow ones (what CI runs)
-	$(BIN)/python -m pytest -rs -n $(JOBS) -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu and not standin'
+	$(PYTEST) -m 'not slow' $(ON_STANDIN)
 
 .PHONY: test-all
 test-all: lint ## every test
-	$(BIN)/python -m pytest -rs -n $(JOBS)
+	$(PYTEST) -m 'not standin'
+	$(PYTEST) $(ON_STANDIN)
 
 .PHONY: docs-check
 docs-check: $(VENV)/.dev ## the measured parts of the pages are what benchmarks/results/ says
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python benchmarks/render.py
 	git diff --exit-code docs README.md
+
+.PHONY: size
+size: ## files and lines by folder; nothing fails on them
+	@$(PYTHON) benchmarks/tools/size.py
 
 # On a machine with a GPU. GPU_PYTHON=python3 takes that Python as it is, with no environment of ours and nothing installed.
 GPU_PYTHON ?= $(BIN)/python
@@ -68,7 +78,8 @@ GPU_NEEDS := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
 GPU_RUN = PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} timeout --kill-after=30 $(1) $(GPU_PYTHON)
 # Warnings of other versions of other packages are no failures here.
 GPU_PYTEST = -m pytest -q -rs -m gpu -W default -p no:cacheprovider
-BUNDLES ?= $(patsubst %/manifest.json,%,$(wildcard engines/*/manifest.json))
+# Those in engines/, else those that gpu-bench-rtx built; looked for when a recipe runs.
+BUNDLES ?= $(or $(shell ls -d engines/*/manifest.json 2>/dev/null | xargs -r -n1 dirname),$(shell ls -d build/gpu/*-portable 2>/dev/null))
 # Where the results go; a dry run on a stand-in is refused in benchmarks/results.
 GPU_RESULTS ?= benchmarks/results
 
@@ -97,7 +108,7 @@ gpu-bench-rtx:
 gpu-bench-soak:
 	$(call GPU_RUN,600) benchmarks/soak.py $(firstword $(BUNDLES)) --json $(GPU_RESULTS)/gpu-soak.json $(GPU_ARGS)
 gpu-bench-bundles:
-	$(if $(BUNDLES),,$(error no bundle is in engines/: build one, or name some with BUNDLES='DIR ...'))
+	@test -n '$(BUNDLES)' || { echo "no bundle is in engines/: build one, or name some with BUNDLES='DIR ...'"; exit 1; }
 	$(call GPU_RUN,600) -m centernet_trt.cli bench $(BUNDLES) --backend tensorrt --input pinned --l2 warm --max-images 3 \
 	  --threads 1,2,4 --batches 1,8 --json $(GPU_RESULTS)/gpu-bench-warm.json
 	$(call GPU_RUN,600) -m centernet_trt.cli bench $(BUNDLES) --backend tensorrt --input pinned --l2 cold --max-images 3 \

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from null_device import DRIVER, NullPipeline, Watch, WatchedDriver, open_device
+from null_device import DRIVER, Watch, WatchedDriver, null_backend, open_device
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +32,7 @@ from centernet_trt.runtime.backend import GpuOptions
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.detector import Detector
+from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.manifest import FileRecord, Manifest, ProfileRecord, ShapeRange, TensorRecord
 from centernet_trt.runtime.presets import preset
 from centernet_trt.runtime.serving.types import Batching
@@ -98,16 +99,16 @@ def bundle(side: int, batch: int) -> EngineBundle:
 
 
 @contextmanager
-def detector(driver: BindingName | None, side: int, batch: int) -> Iterator[tuple[Detector, NullPipeline]]:
+def detector(driver: BindingName | None, side: int, batch: int) -> Iterator[tuple[Detector, GpuBackend]]:
     """A detector whose network does nothing, with its pipeline; the rows of each image hold `FOUND` detections."""
     made = bundle(side, batch)
     options = GpuOptions(streams=1, max_batch=batch, max_pixels=SIDE[0] * SIDE[1])
-    pipeline = NullPipeline(made, options, open_device(driver))
+    pipeline = null_backend(made, options, open_device(driver))
     with Detector(made, pipeline, Batching(max_wait=0.0)) as loaded:
         yield loaded, pipeline
 
 
-def calls_of(loaded: Detector, pipeline: NullPipeline, batch: int) -> dict[str, Call]:
+def calls_of(loaded: Detector, pipeline: GpuBackend, batch: int) -> dict[str, Call]:
     """The kinds of call, warmed up: every shape is recorded, and finds its detections."""
     width, height = SIDE
     plain = np.full((height, width, 3), 128, np.uint8)
@@ -133,7 +134,7 @@ def calls_of(loaded: Detector, pipeline: NullPipeline, batch: int) -> dict[str, 
 class Plain:
     """The calls as they are; only the wait for the GPU is watched, since that is no work of the host's."""
 
-    def __init__(self, loaded: Detector, pipeline: NullPipeline, batch: int) -> None:
+    def __init__(self, loaded: Detector, pipeline: GpuBackend, batch: int) -> None:
         self._watch = Watch()
         binding: Any = pipeline.device.binding
         binding.synchronize_event = self._watch.wrap("wait", binding.synchronize_event)
@@ -153,7 +154,7 @@ class Plain:
 class Watched:
     """The same calls, watched in their parts."""
 
-    def __init__(self, loaded: Detector, pipeline: NullPipeline, batch: int) -> None:
+    def __init__(self, loaded: Detector, pipeline: GpuBackend, batch: int) -> None:
         self._watch = Watch()
         device: Any = pipeline.device
         device.binding, device.graphs = (
@@ -161,7 +162,7 @@ class Watched:
         )
         self._calls = calls_of(loaded, pipeline, batch)
         places: list[tuple[Any, str, str]] = [
-            (loaded._intake, "prepare", "check and place the image"),
+            (loaded._inputs, "prepare", "check and place the image"),
             (pipeline, "run", "take a stream"),
         ]
         for lane in pipeline._lanes:

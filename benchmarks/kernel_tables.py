@@ -50,7 +50,7 @@ def judge(
 
     Args:
         device: as `device_record` gives it.
-        floor: as `GpuFloor.to_json` gives it.
+        floor: as `GpuRates.to_json` gives it.
         rows: of the result of `kernels.py`.
     """
     keys = ("step", "shape", "batch", "form", "cache", "who")

@@ -22,7 +22,7 @@ from kernel_tables import judge, tables
 
 from centernet_trt.errors import CenterNetError, InputError
 from centernet_trt.evaluation.bench.gpu_timer import GpuTimer
-from centernet_trt.evaluation.bench.roofline import COPY_BYTES, TRAIN, measure_floor
+from centernet_trt.evaluation.bench.roofline import COPY_BYTES, TRAIN, measure_gpu_rates
 from centernet_trt.evaluation.bench.statistics import stability, summarise
 from centernet_trt.evaluation.bench.timing import WHOLE, Subject, TimingRules, measure
 from centernet_trt.evaluation.environment import device_record
@@ -83,7 +83,7 @@ def measure_kernels(
     record = device_record(device)
     with GpuTimer(device) as timer:
         tell("floor")
-        floor = measure_floor(timer, options.rules, options.copy_bytes).to_json()
+        floor = measure_gpu_rates(timer, options.rules, options.copy_bytes).to_json()
         kernels = Kernels(device)
         rows: list[dict[str, Any]] = []
         notes: list[str] = []

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from centernet_trt.kernels.launch import DecodePlan, PreprocessPlan
 from centernet_trt.kernels.structs import DecodeParams, PreprocessParams
+from centernet_trt.runtime.backend import GpuOptions
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import BindingName, DeviceInfo
 from centernet_trt.runtime.cuda.device import Device
@@ -134,16 +135,13 @@ class NullNetwork:
         """Nothing is loaded."""
 
 
-class NullPipeline(GpuBackend):
-    """The pipeline as it is, around a network that does nothing."""
-
-    def _open_kernels(self, device: Device) -> Kernels:
-        if isinstance(device.binding, NullDriver):
-            return cast(Kernels, NullKernels(device))
-        return super()._open_kernels(device)
-
-    def _open_network(self, bundle: EngineBundle, device: Device) -> TensorRTExecutor:
-        return cast(TensorRTExecutor, NullNetwork(bundle.manifest, device))
+def null_backend(bundle: EngineBundle, options: GpuOptions, device: Device) -> GpuBackend:
+    """The backend as it is, around a network that does nothing; on the null device the kernels do nothing either."""
+    null_driver = isinstance(device.binding, NullDriver)
+    kernels = cast(Kernels, NullKernels(device)) if null_driver else None
+    return GpuBackend(
+        bundle, options, device, kernels, cast(TensorRTExecutor, NullNetwork(bundle.manifest, device))
+    )
 
 
 def open_device(driver: BindingName | None) -> Device:

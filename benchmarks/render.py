@@ -19,6 +19,7 @@ import soak
 from build_table import build_table
 from common import RESULTS, ROOT, read_json
 
+from centernet_trt.builder.prepare import describe_passes
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.bench.compare import compare_entries
 from centernet_trt.evaluation.bench.report import BenchReport, read_report
@@ -293,8 +294,8 @@ def augmentation_table(data: Mapping[str, Any]) -> str:
 PARTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], str]]]] = {
     "README.md": {
         "accuracy": ("eval-coco.json", lambda data: model_table(data).markdown() + "\n"),
-        "host decode": ("host.json", lambda data: host_table(data).markdown() + "\n"),
     },
+    "docs/builder.md": {"passes": ("", lambda _: describe_passes())},
     "docs/models.md": {
         "verified": ("seed-models.json", verified_table),
         "deformable": ("deformable.json", deformable_table),
@@ -305,7 +306,7 @@ PARTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], str]]]] = {
         "augmentation": ("augmentation.json", augmentation_table),
     },
 }
-"""Page -> name of a part -> its file in benchmarks/results/ and what writes it."""
+"""Page -> name of a part -> its file in benchmarks/results/ (empty for a part made of the code) and what writes it."""
 
 
 def filled(text: str, name: str, part: str) -> str:
@@ -355,7 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
     for page, parts in PARTS.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, (file, write) in parts.items():
-            text = filled(text, name, write(read_json(RESULTS / file)))
+            text = filled(text, name, write(read_json(RESULTS / file) if file else None))
         (ROOT / page).write_text(text, encoding="utf-8")
     if options.picture:
         write_picture(RESULTS, ROOT / "docs" / PICTURE)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from centernet_trt.errors import BundleError, CenterNetError
-from centernet_trt.evaluation.accuracy.compare import ErrorSum
+from centernet_trt.evaluation.accuracy.tensor_error import ErrorSum
 from centernet_trt.evaluation.bench.gpu_timer import DeviceTensor, GpuTimer
 from centernet_trt.evaluation.bench.statistics import summarise
 from centernet_trt.evaluation.bench.timing import WHOLE, TimingRules, measure

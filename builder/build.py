@@ -2,30 +2,37 @@
 
 import json
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 from onnx import ModelProto, TensorProto
 
 from centernet_trt._version import __version__
 from centernet_trt.builder.calibration.images import CalibrationImages, find_images
-from centernet_trt.builder.graph import external_data as weights
-from centernet_trt.builder.graph.shapes import PROTOBUF_LIMIT, element_types, serialised_size
+from centernet_trt.builder.graph.external_data import (
+    PROTOBUF_LIMIT,
+    external_weights,
+    inline_weights,
+    save_with_external_data,
+    serialised_size,
+)
+from centernet_trt.builder.graph.shapes import element_types
 from centernet_trt.builder.int8.layers import layers_in_int8
-from centernet_trt.builder.int8.quantise import Int8Options
 from centernet_trt.builder.int8.report import layer_rows, summary, write_int8
-from centernet_trt.builder.prepare import Reporter, Silence, SpecFinder, Typing, peak_memory, prepare
-from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
-from centernet_trt.builder.trt.plan import Plan, Profile, build_plan
+from centernet_trt.builder.options import BuildOptions
+from centernet_trt.builder.prepare import Prepared, SpecFinder, prepare
+from centernet_trt.builder.progress import BuildReporter, Silence, peak_memory
+from centernet_trt.builder.trt.plan import Plan, build_plan
 from centernet_trt.calib_data import FOLDER
 from centernet_trt.runtime.bundle import MANIFEST, EngineBundle, record_file, replacing_folder
-from centernet_trt.runtime.manifest import FileRecord, Manifest, PlanRecord, Precision, ShapeRange
+from centernet_trt.runtime.manifest import FileRecord, Manifest, PlanRecord
 from centernet_trt.runtime.spec import ModelSpec
 from centernet_trt.runtime.trt.flavours import load_flavour
+
+__all__ = ["BuildOptions", "build", "requested_layers"]
 
 _NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.INT8: "int8"}
 
@@ -33,12 +40,18 @@ _NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"
 def requested_layers(
     model: ModelProto, kept_fp32: dict[str, str], reasons: dict[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """One row for each node of a typed graph: name, operator, precision, and why it stayed fp32 or fp16.
+    """List the layers of a typed graph with the precision that the graph requests of each.
 
-    The precision is that of the node's result; `int8` for a layer whose activations and weights are dequantised.
-    `reasons` says, for layers of an int8 graph, why each is what it is.
+    What TensorRT makes of a layer is known only from its engine inspector, on a GPU; hence `source` is `graph`.
 
-    `source` is `graph`: what was asked for. What an engine made of it only TensorRT's inspector can say, on a GPU.
+    Args:
+        model: the graph, with the type of every tensor.
+        kept_fp32: reasons of the nodes that stayed fp32 by choice.
+        reasons: reasons of the layers of an int8 graph.
+
+    Returns:
+        For each node its `name`, `op`, `precision` (that of its result; `int8` if its activations and weights are
+        dequantised), `source`, and `reason` if there is one.
     """
     types = element_types(model)
     in_int8 = layers_in_int8(model)
@@ -60,101 +73,58 @@ def requested_layers(
     return rows
 
 
-# The range check of fp16 is to cost no more than some dozen seconds of one core by itself: multiply-adds.
-RANGE_CHECK_WORK = 3e11
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build.
-
-    Attributes:
-        precision: of weights and activations.
-        batch: images in a call; None is 1 to 8, tuned for 1.
-        height: rows of the network input, for a spec whose size is not fixed; None is up to 1024, tuned for 512.
-        width: columns, likewise.
-        profiles: optimisation profiles, each tuned for its own shape; what one leaves open is `batch`, `height` or
-            `width`. None is the one profile of these three. At the first one's tuned size the graph is compared.
-        flavour: which TensorRT compiles the plan; `none` leaves the bundle without a plan.
-        targets: GPUs to build a plan for each; none is the flavour's default.
-        heads: type of the head tensors where the graph is not fp32; `fp32` keeps their last convolutions in fp32.
-        calibration: a folder of images, or a COCO file: what fp16's range check looks at; None is the pictures that
-            ship with the product.
-        int8: how an int8 graph is searched; its images are those of `calibration`.
-        tf32: let fp32 convolutions round their inputs to TF32.
-        command: recorded in the manifest as the line that makes this bundle again; None for the plain one.
-    """
-
-    precision: Precision = "fp16"
-    batch: ShapeRange | None = None
-    height: ShapeRange | None = None
-    width: ShapeRange | None = None
-    profiles: tuple[ProfileRequest, ...] = ()
-    flavour: Literal["auto", "rtx", "tensorrt", "none"] = "auto"
-    targets: tuple[str, ...] = ()
-    heads: Literal["fp16", "fp32"] = "fp16"
-    calibration: Path | None = None
-    int8: Int8Options = field(default_factory=Int8Options)
-    tf32: bool = False
-    command: str | None = None
-
-
 def build(
     model: Path,
     spec: ModelSpec | SpecFinder,
     output: Path,
     options: BuildOptions | None = None,
-    reporter: Reporter | None = None,
+    reporter: BuildReporter | None = None,
 ) -> EngineBundle:
     """Compile an ONNX CenterNet into an engine bundle.
 
     Args:
         model: the ONNX file.
-        spec: what the network means, or what finds that in the graph as `lambda graph: guess_spec(graph).require_spec()` does.
-        output: the bundle's folder. A bundle that is there is replaced when the new one is whole, not before.
-        options: see `BuildOptions`.
-        reporter: hears the progress.
+        spec: what the network's inputs and outputs mean; or a function that finds the spec in the loaded graph, such as
+            `lambda graph: guess_spec(graph).require_spec()`.
+        output: the bundle's folder. An existing bundle is replaced once the new one is complete.
+        options: precision, input shapes, flavour and more; None is the defaults of `BuildOptions`.
+        reporter: receives the progress; an exception that it raises cancels the build.
+
+    Returns:
+        The bundle, as `EngineBundle.load(output)` would give it.
 
     Raises:
-        ModelError: the graph cannot be read or built, or does not compute what its source does.
-        SpecError: the spec does not fit the graph.
-        InputError: a range of the options does not fit the spec.
+        ModelError: the graph cannot be read or built, or the built graph does not compute what its source does.
+        SpecError: the spec does not fit the graph, or cannot be found.
+        InputError: a range of the options does not fit the spec, or the precision does not fit the graph.
         BundleError: the output folder cannot be written.
-        CalibrationError: the calibration images cannot be used.
-        BackendError: TensorRT is missing or refuses the graph.
+        CalibrationError: the calibration images, record or cache cannot be used, or no int8 graph is inside the budget.
+        BackendError: TensorRT is missing or refuses the graph, or ONNX Runtime refuses it.
     """
     options, reporter = options or BuildOptions(), reporter or Silence()
-    common = ProfileRequest(options.batch, options.height, options.width)
-    profiles_of = partial(resolve_profiles, common=common, profiles=options.profiles)
-    # What is wrong or missing should show before minutes of work: a range, TensorRT, the output folder.
+    # Fail before minutes of work on what is wrong or missing: a range, TensorRT, the GPU, the output folder.
     if isinstance(spec, ModelSpec):
-        profiles_of(spec)
+        options.resolve_profiles(spec)
     flavour = None if options.flavour == "none" else load_flavour(options.flavour)
     targets = () if flavour is None else options.targets or (flavour.default_target,)
     for target in targets:
         assert flavour is not None
         flavour.require_device(target)
-    with replacing_folder(output) as folder, weights.weights_outside():
+    with replacing_folder(output) as folder, external_weights():
         reporter.stage("graph")
         images = _images(options)
-        typing = Typing(
-            options.precision,
-            options.heads,
-            () if images is None else images.images,
-            image_work=RANGE_CHECK_WORK if options.calibration is None else None,
-            int8=replace(options.int8, calibration=None if options.calibration is None else images),
+        own = None if options.calibration is None else images
+        prepared = prepare(
+            model,
+            spec,
+            replace(options, int8=replace(options.int8, calibration=own)),
+            images,
             lower_deform_conv=flavour is not None and not flavour.imports_deform_conv,
+            reporter=reporter,
         )
-        prepared = prepare(model, spec, profiles_of, typing, reporter)
         reporter.stage("write")
         record = _write_model(prepared.model, folder)
-        layers = folder / "layers.json"
-        reasons = {row["layer"]: row["reason"] for row in layer_rows(prepared.int8)} if prepared.int8 else {}
-        rows = requested_layers(prepared.model, prepared.kept_fp32, reasons)
-        layers.write_text(json.dumps(rows, indent=1) + "\n")
-        beside = [layers]
-        if prepared.int8 is not None:
-            beside += write_int8(folder, prepared.int8, prepared.measured)
+        beside = _write_reports(prepared, folder)
         plans: list[PlanRecord] = []
         notes = [*prepared.notes, *(prepared.int8.notes if prepared.int8 else ())]
         for target in targets:
@@ -163,7 +133,7 @@ def build(
             plan = build_plan(
                 prepared.model,
                 prepared.input.name,
-                [Profile(profile.batch, profile.height, profile.width) for profile in prepared.profiles],
+                prepared.profiles,
                 flavour=flavour,
                 target=target,
                 tf32=options.tf32,
@@ -198,17 +168,28 @@ def build(
 
 
 def _images(options: BuildOptions) -> CalibrationImages | None:
-    """What int8 is calibrated on and fp16's range check looks at."""
+    """The images that int8 is calibrated on and that fp16's range check runs on."""
     return None if options.precision == "fp32" else find_images(options.calibration or FOLDER)
 
 
+def _write_reports(prepared: Prepared, folder: Path) -> list[Path]:
+    """Write `layers.json` and, for an int8 search, its reports."""
+    layers = folder / "layers.json"
+    reasons = {row["layer"]: row["reason"] for row in layer_rows(prepared.int8)} if prepared.int8 else {}
+    rows = requested_layers(prepared.model, prepared.kept_fp32, reasons)
+    layers.write_text(json.dumps(rows, indent=1) + "\n")
+    if prepared.int8 is None:
+        return [layers]
+    return [layers, *write_int8(folder, prepared.int8, prepared.measured)]
+
+
 def _write_model(model: ModelProto, folder: Path) -> FileRecord:
-    """Write `model.onnx`, beyond 2 GB with its weights in a file beside it."""
+    """Write `model.onnx`; above 2 GB its weights go to a file beside it."""
     path = folder / "model.onnx"
     if serialised_size(model) < PROTOBUF_LIMIT:
-        onnx.save_model(weights.inlined(model), path)
+        onnx.save_model(inline_weights(model), path)
     else:
-        weights.save_beside(model, path, "model.weights")
+        save_with_external_data(model, path, "model.weights")
     return record_file(path)
 
 

@@ -1,4 +1,4 @@
-"""The optimisation profiles to build: what a user asks for, filled in from the spec."""
+"""Resolve the optimisation profiles that a user requests, ProfileRequest, with the size rule of the spec."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,13 @@ _EXAMPLE = (
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """Input shapes asked for: images and pixels; None where the common range, or the spec's usual one, serves."""
+    """Requested input shapes of one optimisation profile.
+
+    Attributes:
+        batch: images per call; None is the common range, or 1 to 8 tuned for 1.
+        height: rows in pixels; None is the common range, or the spec's default.
+        width: columns in pixels, likewise.
+    """
 
     batch: ShapeRange | None = None
     height: ShapeRange | None = None
@@ -25,23 +31,26 @@ class ProfileRequest:
 
     @classmethod
     def parse(cls, text: str) -> "ProfileRequest":
-        """Read `batch=1:4:8,height=512,width=512`, in any order and each part at most once.
+        """Parse `batch=1:4:8,height=512,width=512`: any order, each part at most once.
 
         Raises:
-            InputError: an unknown or repeated dimension, or something that is no range.
+            InputError: a dimension is unknown or repeated, or a range cannot be parsed.
         """
         found: dict[str, ShapeRange] = {}
         for part in text.split(","):
             name, equals, values = (piece.strip() for piece in part.partition("="))
             if name not in _DIMENSIONS or not equals:
-                raise InputError(f"{part.strip()!r} in the profile {text!r} is no dimension", _EXAMPLE)
+                raise InputError(
+                    f"expected batch=, height= or width=, got {part.strip()!r} in the profile {text!r}",
+                    _EXAMPLE,
+                )
             if name in found:
                 raise InputError(f"the profile {text!r} gives the {name} twice", _EXAMPLE)
             found[name] = ShapeRange.parse(values)
         return cls(**found)
 
     def or_else(self, common: "ProfileRequest") -> "ProfileRequest":
-        """The request with what it leaves open taken from another."""
+        """This request, its open ranges taken from another."""
         return ProfileRequest(
             self.batch or common.batch, self.height or common.height, self.width or common.width
         )
@@ -50,21 +59,24 @@ class ProfileRequest:
 def resolve_profiles(
     spec: ModelSpec, common: ProfileRequest, profiles: Sequence[ProfileRequest] = ()
 ) -> tuple[ProfileRecord, ...]:
-    """The input shapes to build for, every range filled in.
+    """Fill in every range of the requested profiles.
 
     Args:
-        spec: its size rule says which sides there can be.
-        common: the shapes of the only profile, or what `profiles` leave open.
-        profiles: one request for each optimisation profile; none is one profile of `common`.
+        spec: its size rule gives the possible heights and widths.
+        common: the ranges that `profiles` leave open.
+        profiles: one request per optimisation profile; empty is one profile of `common`.
+
+    Returns:
+        The input shapes to build for.
 
     Raises:
-        InputError: a range that contradicts a fixed size, sides that the size rule never gives, or a profile twice.
+        InputError: a range contradicts a fixed size or the size rule, or a profile is repeated.
     """
     resolved = tuple(_resolve(spec, asked.or_else(common)) for asked in profiles or (ProfileRequest(),))
     for number, profile in enumerate(resolved):
         if profile in resolved[:number]:
             raise InputError(
-                f"two profiles are the same: {profile}",
+                f"expected different profiles, got one twice: {profile}",
                 "leave one out, or give it another range or tuned shape",
             )
     return resolved
@@ -79,7 +91,7 @@ def _resolve(spec: ModelSpec, asked: ProfileRequest) -> ProfileRecord:
             wanted = getattr(asked, what)
             if wanted is not None and (wanted.min, wanted.max) != (side, side):
                 raise InputError(
-                    f"--{what} {wanted} was asked for, the spec fixes the {what} at {side}",
+                    f"expected --{what} {side}, as the spec fixes the {what} at {side}, got {wanted}",
                     f"leave --{what} out, or change [spec.input.size]",
                 )
         fixed = {what: ShapeRange.of(side, side, side) for what, side in sides.items()}
@@ -90,7 +102,7 @@ def _resolve(spec: ModelSpec, asked: ProfileRequest) -> ProfileRecord:
     for what, wanted in ranges.items():
         if wanted.min % step or wanted.opt % step or wanted.max % step:
             raise InputError(
-                f"--{what} {wanted} was asked for; by the spec's size rule every {what} is a multiple of {step}",
+                f"expected a multiple of {step} for --{what}, by the spec's size rule, got {wanted}",
                 f"give multiples of {step}",
             )
     return ProfileRecord(batch=batch, **ranges)

@@ -1,6 +1,7 @@
-"""Recipes: everything about a known model but its weights, in one TOML file (`engines/*.toml`)."""
+"""Read recipes: everything about a known model but its weights, in one TOML file (`engines/*.toml`)."""
 
 import tomllib
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from centernet_trt.builder.profiles import ProfileRequest
-from centernet_trt.errors import InputError, SpecError
+from centernet_trt.errors import InputError, ModelError, SpecError
+from centernet_trt.runtime.bundle import sha256_file
 from centernet_trt.runtime.manifest import Precision, ShapeRange
 from centernet_trt.runtime.presets import describe_validation, spec_from_mapping
 from centernet_trt.runtime.spec import ModelSpec
@@ -21,7 +23,16 @@ class RecipePart(BaseModel):
 
 
 class RecipeModel(RecipePart):
-    """Where the weights come from: a file beside the recipe, `centernet-trt fetch NAME`, or `centernet-trt export`."""
+    """Where the weights come from.
+
+    Attributes:
+        file: an ONNX file, relative to the recipe.
+        fetch: the name of a public model, as in `centernet-trt fetch NAME`.
+        arch: the architecture to export a checkpoint with, as in `centernet-trt export --arch ARCH`.
+        sha256: of the ONNX file that the recipe was made for.
+        source: where the weights are published.
+        licence: of the weights.
+    """
 
     file: str | None = None
     fetch: str | None = None
@@ -32,7 +43,7 @@ class RecipeModel(RecipePart):
 
 
 class RecipeBuild(RecipePart):
-    """Defaults of `centernet-trt build`; dimensions as MIN:OPT:MAX or a single number, profiles as for `--profile`."""
+    """Defaults of `centernet-trt build`: ranges as MIN:OPT:MAX or one number, profiles as for `--profile`."""
 
     precision: Precision = "fp16"
     batch: ShapeRange | None = None
@@ -60,7 +71,7 @@ class RecipeBuild(RecipePart):
 
 
 class PublishedAccuracy(RecipePart):
-    """An accuracy that somebody published for these weights, and where."""
+    """An accuracy that was published for these weights, and where."""
 
     metric: str
     value: float
@@ -86,11 +97,19 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
+def is_recipe(source: str) -> bool:
+    """Whether a word of the command line names a recipe: a shipped one, or a .toml file."""
+    return source in recipe_names() or Path(source).suffix == ".toml"
+
+
 def read_recipe(source: str | Path) -> Recipe:
-    """A recipe by its shipped name, or from a .toml file.
+    """Read a recipe.
+
+    Args:
+        source: the name of a shipped recipe, or the path of a .toml file.
 
     Raises:
-        SpecError: no such recipe, unreadable, an unknown key, or a value out of range.
+        SpecError: there is no such recipe, it cannot be read, or a key or value is invalid.
     """
     if str(source) in recipe_names():
         text = files("centernet_trt.engines").joinpath(f"{source}.toml").read_text(encoding="utf-8")
@@ -115,3 +134,47 @@ def read_recipe(source: str | Path) -> Recipe:
             f"the recipe {source} is not valid:\n{describe_validation(error)}",
             "keys are: name, description, [model], [spec], [build], [[published]]",
         ) from None
+
+
+def find_model(
+    recipe: Recipe, folder: Path, given: Path | None, report: Callable[[str], object] = lambda _: None
+) -> Path:
+    """Find the ONNX file of a recipe: the given one, the one beside the recipe, or a public one, which is fetched.
+
+    Args:
+        recipe: from `read_recipe`.
+        folder: the folder that the recipe's `file` is relative to.
+        given: the file that the user named, which takes precedence.
+        report: called with a line on what is fetched, and with one if the file is not the recipe's (by SHA-256).
+
+    Returns:
+        The path of the file; whether it exists is checked when it is read.
+
+    Raises:
+        ModelError: the recipe has no weights of its own and no file was given, or they cannot be fetched.
+    """
+    from centernet_trt.builder.fetch.download import fetch_model
+
+    model = recipe.model
+    if given is not None:
+        path = given
+    elif model.file is not None:
+        path = folder / model.file
+    elif model.fetch is not None:
+        report(f"fetching {model.fetch} ({model.licence})")
+        path = fetch_model(model.fetch)
+    else:
+        give = f"give the file: centernet-trt build {recipe.name} --model FILE.onnx"
+        if model.arch is not None:
+            give = (
+                f"export the checkpoint: centernet-trt export --arch {model.arch} --weights FILE, "
+                f"and give the ONNX file: centernet-trt build {recipe.name} --model {model.arch}.onnx"
+            )
+        raise ModelError(
+            f"the recipe {recipe.name} does not bring its weights (source: {model.source})", give
+        )
+    if model.sha256 is not None and path.is_file() and sha256_file(path) != model.sha256:
+        report(
+            f"note: {path} is not the file that the recipe {recipe.name} was made for (its SHA-256 differs)"
+        )
+    return path

@@ -1,6 +1,5 @@
-"""Source ONNX files as every command reads them: loaded, every deformable convolution in the standard's form."""
+"""Read source ONNX files as every command does: any variant of deformable convolution becomes ONNX DeformConv."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -9,44 +8,48 @@ from onnx import ModelProto
 from centernet_trt.builder.graph.complexity import count_complexity
 from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
 from centernet_trt.builder.graph.load import load_model
-from centernet_trt.builder.passes.deform_conv import FOREIGN_OPS, has_deform_conv, standardise_deform_conv
+from centernet_trt.builder.passes.deform_conv import FOREIGN_OPS, standardise_deform_conv
 from centernet_trt.errors import CenterNetError
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest
 from centernet_trt.runtime.spec import FixedSize
 
-__all__ = ["RunPass", "comparable_source", "count_work", "read_source", "try_count"]
-
-RunPass = Callable[[str, Callable[[], ModelProto]], ModelProto]
-"""Runs a named step; a build passes `Passes.run`, which measures each."""
+__all__ = ["comparable_source", "count_work", "load_source", "read_source", "try_count"]
 
 
-def _plainly(_: str, step: Callable[[], ModelProto]) -> ModelProto:
-    return step()
-
-
-def read_source(path: Path, run: RunPass = _plainly) -> ModelProto:
-    """Read an ONNX file as a build does: any public spelling of deformable convolution becomes ONNX `DeformConv`.
+def load_source(path: Path) -> ModelProto:
+    """Load an ONNX file, its deformable convolutions as they are.
 
     Args:
         path: the .onnx file.
-        run: runs the steps `load` and, where there is such a convolution, `deformable`.
 
     Raises:
-        ModelError: the file cannot be read, or a deformable convolution does not say what it computes.
+        ModelError: the file cannot be read.
     """
-    model = run("load", lambda: load_model(path, foreign_ops=FOREIGN_OPS))
-    if has_deform_conv(model):
-        model = run("deformable", lambda: standardise_deform_conv(model))
-    return model
+    return load_model(path, foreign_ops=FOREIGN_OPS)
+
+
+def read_source(path: Path) -> ModelProto:
+    """Load an ONNX file with every deformable convolution as ONNX `DeformConv`, as a build does.
+
+    Args:
+        path: the .onnx file.
+
+    Raises:
+        ModelError: the file cannot be read, or the attributes of a deformable convolution are missing.
+    """
+    return standardise_deform_conv(load_source(path))
 
 
 def comparable_source(path: Path, manifest: Manifest) -> bytes:
-    """An ONNX file with the heads, batch and input size that a bundle has, otherwise as it is; serialised.
+    """Read an ONNX file with the heads, batch and input size of a bundle, otherwise unchanged.
 
     Args:
-        path: the file, as it was given to `build`.
+        path: the file that was given to `build`.
         manifest: of the bundle.
+
+    Returns:
+        The serialised graph.
 
     Raises:
         ModelError: the file cannot be read, or does not have the tensors that the spec names.
@@ -55,15 +58,23 @@ def comparable_source(path: Path, manifest: Manifest) -> bytes:
     model, size = read_source(path), spec.input.size
     if isinstance(size, FixedSize):
         model = set_input_size(model, name, size.height, size.width)
-    # Cut first: what hangs behind the heads (a top-K, a reshape) may know one size only.
+    # Cut first: what follows the heads (a top-K, a reshape) may know one size only.
     model = keep_heads(model, spec.heads.tensors)
     return bytes(make_dynamic(model, name, size=not isinstance(size, FixedSize)).SerializeToString())
 
 
 def count_work(bundle: EngineBundle, height: int, width: int) -> tuple[int, int]:
-    """(multiply-adds, parameters) of a bundle's graph for one input of height x width pixels.
+    """Count the multiply-adds and parameters of a bundle's graph.
 
-    The graph is the compiled one: its batch norms are folded, so that it has fewer parameters than the source.
+    The graph is the compiled one: its batch norms are folded, so it has fewer parameters than the source.
+
+    Args:
+        bundle: any.
+        height: rows of the network input in pixels.
+        width: columns, likewise.
+
+    Returns:
+        (multiply-adds, parameters).
 
     Raises:
         ModelError: the graph has tensors of unknown size.
@@ -73,7 +84,7 @@ def count_work(bundle: EngineBundle, height: int, width: int) -> tuple[int, int]
 
 
 def try_count(bundle: EngineBundle, height: int, width: int) -> tuple[int, int] | None:
-    """`count_work`, or None where it cannot be counted."""
+    """`count_work`, or None if the graph cannot be counted."""
     try:
         return count_work(bundle, height, width)
     except CenterNetError:

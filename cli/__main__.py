@@ -1,4 +1,4 @@
-"""`python -m centernet_trt.cli`: the command line without its script."""
+"""Run the command line as `python -m centernet_trt.cli`."""
 
 from centernet_trt.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The command `centernet-trt`: one file a command; here they meet, and every error becomes a message."""
+"""Entry point of `centernet-trt`: the table of commands, and errors as messages."""
 
 import sys
 
@@ -28,8 +28,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"centernet-trt {__version__}")
         raise typer.Exit
 
@@ -37,7 +37,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     pass
@@ -55,7 +55,7 @@ app.command("inspect")(inspect_command)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 error, 2 usage, 3 a tolerance or budget not met."""
+    """Run the command line. Exit codes: 0 success, 1 error, 2 usage error, 3 tolerance or budget not met."""
     try:
         get_command(app).main(prog_name="centernet-trt", standalone_mode=True)
     except CenterNetError as error:

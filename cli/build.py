@@ -1,16 +1,18 @@
-"""`centernet-trt build`: an ONNX file or a recipe -> an engine bundle."""
+"""`centernet-trt build`: compile an ONNX file or a recipe into an engine bundle."""
 
 import shlex
 import sys
-from enum import StrEnum
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
+from centernet_trt.builder.calibration.thresholds import Method
 from centernet_trt.builder.profiles import ProfileRequest
-from centernet_trt.builder.recipe import Recipe, read_recipe, recipe_names
+from centernet_trt.builder.recipe import Recipe, RecipeBuild, find_model, is_recipe, read_recipe
 from centernet_trt.cli.console import (
     EXIT_TOLERANCE,
     BuildProgress,
@@ -20,50 +22,17 @@ from centernet_trt.cli.console import (
     show_error,
     write_json,
 )
-from centernet_trt.errors import InputError, ModelError
-from centernet_trt.runtime.bundle import EngineBundle, sha256_file
+from centernet_trt.errors import InputError
+from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
 from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.trt.flavours import FlavourName
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from centernet_trt.builder.prepare import SpecFinder
-
-
-class FlavourChoice(StrEnum):
-    """Which TensorRT compiles the plan."""
-
-    auto = "auto"
-    rtx = "rtx"
-    tensorrt = "tensorrt"
-    none = "none"
-
-
-class HeadsChoice(StrEnum):
-    """Type of the head tensors."""
-
-    fp16 = "fp16"
-    fp32 = "fp32"
-
-
-class MethodChoice(StrEnum):
-    """How int8 thresholds are chosen from histograms."""
-
-    entropy = "entropy"
-    mse = "mse"
-    percentile = "percentile"
-    max = "max"
-    as_published = "entropy-as-published"
-
-
-class PrecisionChoice(StrEnum):
-    """Precision of weights and activations."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
 
 
 def _range(text: str) -> ShapeRange:
@@ -80,7 +49,8 @@ def _profile(text: str) -> ProfileRequest:
         raise typer.BadParameter(f"{error.message}; {error.hint}") from None
 
 
-_RangeOption = typer.Option(parser=_range, metavar="MIN:OPT:MAX", show_default=False)
+def _range_option(text: str) -> Any:
+    return typer.Option(parser=_range, metavar="MIN:OPT:MAX", help=text, show_default=False)
 
 
 def build_command(
@@ -90,77 +60,79 @@ def build_command(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the bundle. [default: engines/NAME-PRECISION]"),
+        typer.Option("--output", "-o", help="Folder of the bundle.", show_default="engines/NAME-PRECISION"),
     ] = None,
     spec: Annotated[
         str | None,
         typer.Option(
             metavar="PRESET|FILE",
-            help=f"What the network means: {', '.join(PRESET_NAMES)}, or a .toml or .json file.",
+            help=f"Meaning of the network: {', '.join(PRESET_NAMES)}, or a .toml or .json file.",
         ),
     ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
-            "--model", metavar="FILE.onnx", help="The ONNX file of a recipe that cannot fetch its own."
+            "--model", metavar="FILE.onnx", help="ONNX file for a recipe that cannot download its own."
         ),
     ] = None,
     precision: Annotated[
-        PrecisionChoice | None, typer.Option(help="[default: the recipe's, or fp16]", show_default=False)
+        Precision | None,
+        typer.Option(help="Of weights and activations.", show_default="the recipe's, or fp16"),
     ] = None,
-    batch: Annotated[ShapeRange | None, _RangeOption] = None,
-    height: Annotated[ShapeRange | None, _RangeOption] = None,
-    width: Annotated[ShapeRange | None, _RangeOption] = None,
+    batch: Annotated[ShapeRange | None, _range_option("Images per call.")] = None,
+    height: Annotated[
+        ShapeRange | None, _range_option("Rows of the input, if the spec does not fix them.")
+    ] = None,
+    width: Annotated[ShapeRange | None, _range_option("Columns of the input, likewise.")] = None,
     profile: Annotated[
         list[ProfileRequest] | None,
         typer.Option(
             parser=_profile,
             metavar="batch=..,height=..,width=..",
-            help="Input shapes to tune a set of kernels for; may be given several times. What one leaves out is that "
-            "of --batch, --height and --width.",
+            help="Input shapes to tune a set of kernels for; repeatable. Omitted parts are those of --batch, --height "
+            "and --width.",
             show_default=False,
         ),
     ] = None,
     flavour: Annotated[
-        FlavourChoice,
-        typer.Option(help="auto: full TensorRT where it is installed and a GPU is there, else RTX."),
-    ] = FlavourChoice.auto,
+        Literal[FlavourName, "none"],
+        typer.Option(help="auto: full TensorRT if it is installed and there is a GPU, otherwise RTX."),
+    ] = "auto",
     target: Annotated[
         str | None,
         typer.Option(
             metavar="TARGET,...",
-            help="portable, current, or sm_75, sm_80, ... (RTX); a plan for each. [default: the flavour's]",
-            show_default=False,
+            help="portable, current, or sm_75, sm_80, ... (RTX); one plan for each.",
+            show_default="the flavour's",
         ),
     ] = None,
     heads: Annotated[
-        HeadsChoice,
+        Literal["fp16", "fp32"],
         typer.Option(help="Type of the head tensors; fp32 keeps their last convolutions in fp32."),
-    ] = HeadsChoice.fp16,
+    ] = "fp16",
     calibration: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR|COCO.json",
-            help="Images of your own training set: int8 is calibrated on them (100 to 500), fp16's range check "
-            "looks at them. [default: for fp16, pictures that ship]",
-            show_default=False,
+            help="Images of your training set, to calibrate int8 (100 to 500 of them) and to check the ranges of fp16.",
+            show_default="fp16: images that ship",
         ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="int8: the drop in AP that may be expected, at most.")
+        float, typer.Option(min=0.0, max=1.0, help="int8: largest expected drop in AP.")
     ] = 0.005,
     min_agreement: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="int8: F1 of matched boxes against fp32, at least.")
+        float, typer.Option(min=0.0, max=1.0, help="int8: lowest F1 of matched boxes against fp32.")
     ] = 0.95,
     method: Annotated[
-        MethodChoice, typer.Option("--calibration-method", help="int8: how thresholds are chosen first.")
-    ] = MethodChoice.mse,
+        Method, typer.Option("--calibration-method", help="int8: method for the thresholds to try first.")
+    ] = "mse",
     record: Annotated[
         Path | None,
         typer.Option(
             "--calibration-record",
             metavar="calibration.json",
-            help="int8: use this record again; it must be of the same model, images and pre-processing.",
+            help="int8: reuse this record; model, images and pre-processing must be the same.",
         ),
     ] = None,
     cache: Annotated[
@@ -168,20 +140,20 @@ def build_command(
         typer.Option(
             "--calibration-cache",
             metavar="FILE",
-            help="int8: take the scales from TensorRT's text calibration cache.",
+            help="int8: take the scales from a calibration cache of TensorRT (text).",
         ),
     ] = None,
     every_layer: Annotated[
         bool,
         typer.Option(
-            "--every-layer", help="int8: no search, every layer that may be int8 is: an experiment."
+            "--every-layer", help="int8: quantise every layer that can be, without a search (experimental)."
         ),
     ] = False,
     tf32: Annotated[
-        bool, typer.Option("--tf32", help="Let fp32 convolutions round their inputs to TF32.")
+        bool, typer.Option("--tf32", help="Allow fp32 convolutions to round their inputs to TF32.")
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the manifest there too.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the manifest there, too.")
     ] = None,
 ) -> None:
     """Compile a CenterNet ONNX graph into an engine bundle."""
@@ -189,26 +161,26 @@ def build_command(
     from centernet_trt.builder.int8.quantise import Int8Options
     from centernet_trt.builder.int8.search import Budget, BudgetError
 
-    recipe = read_recipe(model) if _is_recipe(model) else None
-    path = _find_model(recipe, Path(model).parent, weights) if recipe else Path(model)
+    recipe = read_recipe(model) if is_recipe(model) else None
+    path = find_model(recipe, Path(model).parent, weights, err.print) if recipe else Path(model)
     if recipe is None and weights is not None:
-        raise InputError("--model goes with a recipe", "give the ONNX file alone, or name a recipe")
-    chosen: Precision = precision.value if precision else recipe.build.precision if recipe else "fp16"
-    defaults = recipe.build if recipe else None
+        raise InputError("--model needs a recipe", "give the ONNX file alone, or name a recipe")
+    defaults = recipe.build if recipe else RecipeBuild()
+    chosen: Precision = precision or defaults.precision
     options = BuildOptions(
         precision=chosen,
-        batch=batch or (defaults.batch if defaults else None),
-        height=height or (defaults.height if defaults else None),
-        width=width or (defaults.width if defaults else None),
-        profiles=tuple(profile or ()) or (defaults.profiles if defaults else ()),
-        flavour=flavour.value,
+        batch=batch or defaults.batch,
+        height=height or defaults.height,
+        width=width or defaults.width,
+        profiles=tuple(profile or ()) or defaults.profiles,
+        flavour=flavour,
         targets=tuple(part.strip() for part in target.split(",")) if target else (),
-        heads=heads.value,
+        heads=heads,
         calibration=calibration,
         int8=Int8Options(
             record=record,
             cache=cache,
-            method=method.value,
+            method=method,
             budget=Budget(max_drop, min_agreement),
             everything=every_layer,
         ),
@@ -228,12 +200,8 @@ def build_command(
         write_json(json_file, bundle.manifest.model_dump(mode="json", by_alias=True))
 
 
-def _is_recipe(model: str) -> bool:
-    return model in recipe_names() or Path(model).suffix == ".toml"
-
-
 def _choose_spec(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder":
-    """The spec: given, the recipe's, or to be guessed from the graph and shown."""
+    """The given spec, the recipe's, or a function that guesses it from the graph."""
     if spec is not None:
         return read_spec(spec)
     return _guess_and_show if recipe is None else recipe.spec
@@ -244,47 +212,18 @@ def _guess_and_show(model: "ModelProto") -> ModelSpec:
 
     guess = guess_spec(model)
     found = guess.require_spec()
-    err.print("no --spec was given; guessed from the graph:")
+    err.print("no --spec given, guessed from the graph:")
     for reason in guess.reasons:
         err.print(f"  {reason}", highlight=False, markup=False)
     return found
 
 
-def _find_model(recipe: Recipe, folder: Path, given: Path | None) -> Path:
-    """The ONNX file of a recipe: given, beside it, or fetched."""
-    from centernet_trt.builder.fetch.download import fetch_model
-
-    if given is not None:
-        path = given
-    elif recipe.model.file is not None:
-        path = folder / recipe.model.file
-    elif recipe.model.fetch is not None:
-        err.print(f"fetching {recipe.model.fetch} ({recipe.model.licence})")
-        path = fetch_model(recipe.model.fetch)
-    elif recipe.model.arch is not None:
-        raise ModelError(
-            f"the recipe {recipe.name} does not bring its weights (source: {recipe.model.source})",
-            f"export the checkpoint: centernet-trt export --arch {recipe.model.arch} --weights FILE, "
-            f"and give the ONNX file: centernet-trt build {recipe.name} --model {recipe.model.arch}.onnx",
-        )
-    else:
-        raise ModelError(
-            f"the recipe {recipe.name} does not bring its weights (source: {recipe.model.source})",
-            f"give the file: centernet-trt build {recipe.name} --model FILE.onnx",
-        )
-    if recipe.model.sha256 is not None and path.is_file() and sha256_file(path) != recipe.model.sha256:
-        err.print(
-            f"[yellow]note:[/] {path} is not the file that the recipe {recipe.name} was made for (SHA-256 differs)"
-        )
-    return path
-
-
 def passes_line(manifest: Manifest) -> str:
-    """What each pass took, and the most memory that the process held, TensorRT's part apart."""
-    seconds = sum(one.seconds for one in manifest.passes)
-    times = ", ".join(f"{one.name} {one.seconds:.2f} s" for one in manifest.passes if one.seconds >= 0.01)
+    """Summarise the time of each pass, and the peak memory of the process with and without TensorRT."""
+    seconds = sum(step.seconds for step in manifest.passes)
+    times = ", ".join(f"{step.name} {step.seconds:.2f} s" for step in manifest.passes if step.seconds >= 0.01)
     text = f"{seconds:.1f} s: {times}"
-    peaks = [one.peak_bytes for one in manifest.passes if one.peak_bytes is not None]
+    peaks = [step.peak_bytes for step in manifest.passes if step.peak_bytes is not None]
     if peaks:
         text += f"; peak memory {max(peaks) / 1e9:.2f} GB"
     plans = [plan.peak_bytes for plan in manifest.plans if plan.peak_bytes is not None]
@@ -292,38 +231,38 @@ def passes_line(manifest: Manifest) -> str:
 
 
 def show_bundle(bundle: EngineBundle) -> None:
-    """Print what was built."""
-    manifest = bundle.manifest
-    table = Table(title=f"{bundle.path}", title_justify="left", show_header=False)
-    table.add_row("precision", manifest.precision)
-    table.add_row("input", f"{manifest.input.name}  {manifest.input.dtype}")
+    """Print a summary of a bundle."""
+    table = Table(title=escape(str(bundle.path)), title_justify="left", show_header=False)
+    for name, text in _bundle_rows(bundle.manifest):
+        table.add_row(name, escape(text))
+    out.print(table)
+
+
+def _bundle_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "precision", manifest.precision
+    yield "input", f"{manifest.input.name}  {manifest.input.dtype}"
     for number, profile in enumerate(manifest.profiles):
-        table.add_row("profile" if len(manifest.profiles) == 1 else f"profile {number}", str(profile))
+        yield "profile" if len(manifest.profiles) == 1 else f"profile {number}", str(profile)
     for head in manifest.heads:
         row = manifest.comparison.get(head.name)
         differs = f", differs from the source by {row.max_rel:.1e} of its largest magnitude" if row else ""
-        table.add_row(f"head {head.name}", f"{head.channels} channels{differs}")
+        yield f"head {head.name}", f"{head.channels} channels{differs}"
     nodes = f", {manifest.passes[-1].nodes} nodes" if manifest.passes else ""
-    table.add_row(
-        "model.onnx",
-        f"{manifest.model.bytes / 1e6:.1f} MB{nodes}, {len(manifest.kept_fp32)} kept in fp32 by choice",
-    )
+    size = f"{manifest.model.bytes / 1e6:.1f} MB"
+    yield "model.onnx", f"{size}{nodes}, {len(manifest.kept_fp32)} kept in fp32 by choice"
     for plan in manifest.plans:
-        table.add_row(
-            plan.file,
-            f"{plan.bytes / 1e6:.1f} MB, {plan.flavour} {plan.version}, target {plan.target}, built in {plan.seconds:.1f} s",
-        )
+        built = f"target {plan.target}, built in {plan.seconds:.1f} s"
+        yield plan.file, f"{plan.bytes / 1e6:.1f} MB, {plan.flavour} {plan.version}, {built}"
     if manifest.passes:
-        table.add_row("passes", passes_line(manifest))
+        yield "passes", passes_line(manifest)
     for note in manifest.notes:
-        table.add_row("note", note)
-    if (calibration := manifest.calibration) is not None:
-        table.add_row(
-            "int8",
-            f"{calibration.int8_share:.1%} of the multiply-adds; expected drop {calibration.expected_drop:.4f} AP, "
-            f"F1 {calibration.agreement_f1:.4f} against fp32 on {calibration.judged_images} images "
-            f"({calibration.mode}); layers and reasons in int8.md",
+        yield "note", note
+    if (int8 := manifest.calibration) is not None:
+        text = (
+            f"{int8.int8_share:.1%} of the multiply-adds; expected drop {int8.expected_drop:.4f} AP, "
+            f"F1 {int8.agreement_f1:.4f} against fp32 on {int8.judged_images} images "
+            f"({int8.mode}); layers and reasons in int8.md"
         )
+        yield "int8", text
     if not manifest.plans:
-        table.add_row("plan", "none (--flavour none)")
-    out.print(table)
+        yield "plan", "none (--flavour none)"

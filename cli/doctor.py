@@ -1,4 +1,4 @@
-"""`doctor`: what works on this machine."""
+"""`centernet-trt doctor`: what is installed, and a self-check of what works."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,20 +8,21 @@ from typing import Annotated
 import numpy as np
 import typer
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from rich.markup import escape
 from rich.table import Table
 
 from centernet_trt.builder.graph.compare import run_model
-from centernet_trt.builder.trt.plan import Profile, build_plan
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.cache import cache_dir
-from centernet_trt.cli.console import out, write_json
+from centernet_trt.cli.console import out, show_lines, write_json
 from centernet_trt.errors import CenterNetError
 from centernet_trt.evaluation.environment import Driver, Environment, environment
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
 from centernet_trt.runtime.trt.flavours import FlavourName, load_flavour
 
 
 def tiny_model() -> ModelProto:
-    """One 3x3 convolution from 3 to 2 channels, fp16, on an 8x8 input named `x`."""
+    """Make a 3x3 convolution from 3 to 2 channels, fp16, on an 8x8 input named `x`."""
     weight = np.full((2, 3, 3, 3), 0.125, dtype=np.float16)
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
@@ -34,35 +35,51 @@ def tiny_model() -> ModelProto:
 
 
 def try_onnxruntime() -> str:
-    """Run a convolution in ONNX Runtime; what it says. Raises BackendError when it fails."""
+    """Run a convolution in ONNX Runtime.
+
+    Returns:
+        What it computed, and what it should have.
+
+    Raises:
+        BackendError: it fails.
+    """
     result = run_model(tiny_model(), {"x": np.ones((1, 3, 8, 8), dtype=np.float16)}, threads=1)["y"]
-    # In the interior 27 ones, each times 0.125.
+    # Away from the border: 27 ones, each times 0.125.
     return f"runs a convolution: {float(result[0, 0, 4, 4])}, expected 3.375"
 
 
 def try_tensorrt(name: FlavourName) -> str:
     """Compile a convolution with this flavour; what was built. Raises BackendError when it cannot."""
-    plan = build_plan(tiny_model(), "x", Profile(ShapeRange.of(1, 1, 1)), flavour=load_flavour(name))
+    profile = ProfileRecord(
+        batch=ShapeRange.parse("1"), height=ShapeRange.parse("8"), width=ShapeRange.parse("8")
+    )
+    plan = build_plan(tiny_model(), "x", [profile], flavour=load_flavour(name))
     return f"compiles a convolution: a plan of {len(plan.data)} bytes, target {plan.target}, {plan.seconds:.1f} s"
 
 
-# What each optional package is for, and the line that brings it.
+# Purpose of each optional package, and how to install it.
 _OPTIONAL = {
     "tensorrt-rtx": ("builds engines, with or without a GPU", "pip install centernet-trt (Linux x86-64)"),
     "tensorrt": (
         "full TensorRT",
         "pip install 'centernet-trt[tensorrt]' --extra-index-url https://pypi.nvidia.com",
     ),
-    "cuda-bindings": ("the CUDA driver from Python", "pip install 'centernet-trt[gpu]'"),
+    "cuda-bindings": ("CUDA driver binding", "pip install 'centernet-trt[gpu]'"),
     "nvidia-cuda-nvrtc": ("compiles the kernels", "pip install 'centernet-trt[gpu]'"),
     "nvidia-cuda-runtime": ("CUDA headers", "pip install 'centernet-trt[gpu]'"),
-    "pycuda": ("another binding of the driver", "pip install 'centernet-trt[pycuda]'"),
+    "pycuda": ("alternative CUDA driver binding", "pip install 'centernet-trt[pycuda]'"),
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing that was tried: whether it worked, and what came of it."""
+    """Result of one self-check.
+
+    Attributes:
+        name: of what was tried.
+        works: whether it worked.
+        text: what it did, or why it failed.
+    """
 
     name: str
     works: bool
@@ -71,25 +88,28 @@ class Trial:
 
 def doctor_command(
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all of it there.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there.")
     ] = None,
 ) -> None:
-    """Say what is installed, what is missing and what works here; paste it into a bug report."""
+    """Report what is installed, what is missing and what works here, for a bug report."""
     found = environment()
     trials = _trials(found)
     out.print(_packages(found))
-    out.print(f"Python {found.python}, {found.system}; {found.cpu}, {found.cores} cores", highlight=False)
-    out.print(f"driver: {_driver(found.driver)}", highlight=False)
-    out.print(f"cache:  {cache_dir()}", highlight=False)
+    show_lines(
+        [
+            f"Python {found.python}, {found.system}; {found.cpu}, {found.cores} cores",
+            f"driver: {_driver(found.driver)}",
+            f"cache:  {cache_dir()}",
+        ]
+    )
     for trial in trials:
-        out.print(
-            f"{'[green]works[/] ' if trial.works else '[red]fails[/] '} {trial.name}: {trial.text}",
-            highlight=False,
-        )
+        verdict = "[green]works[/]" if trial.works else "[red]fails[/]"
+        out.print(f"{verdict}  {trial.name}: {escape(trial.text)}", highlight=False)
     if not found.driver.gpus:
-        out.print(
-            "Without a GPU: engines are built with TensorRT for RTX; networks run in ONNX Runtime on the processor.",
-            highlight=False,
+        show_lines(
+            [
+                "Without a GPU engines are built with TensorRT for RTX, and networks run in ONNX Runtime on the CPU."
+            ]
         )
     if json_file is not None:
         rows = [{"name": t.name, "works": t.works, "text": t.text} for t in trials]
@@ -98,16 +118,16 @@ def doctor_command(
 
 def _packages(found: Environment) -> Table:
     table = Table(title="packages", title_justify="left")
-    for column in ("package", "version", "what for, how to get it"):
+    for column in ("package", "version", "purpose, how to install it"):
         table.add_column(column)
     for name, version in found.packages.items():
         purpose, install = _OPTIONAL.get(name, ("", ""))
         if version is None and not purpose:
-            continue  # a further package that only matters where it is installed
+            continue  # only matters if it is installed
         table.add_row(
             name,
             version or "[yellow]missing[/]",
-            purpose if version else f"{purpose}: {install}".replace("[", r"\["),
+            purpose if version else escape(f"{purpose}: {install}"),
         )
     return table
 
@@ -124,7 +144,6 @@ def _driver(driver: Driver) -> str:
 
 
 def _trials(found: Environment) -> list[Trial]:
-
     trials = [_try("ONNX Runtime", try_onnxruntime)]
     if found.packages["tensorrt-rtx"]:
         trials.append(_try("TensorRT for RTX", lambda: try_tensorrt("rtx")))

@@ -1,16 +1,16 @@
-"""`centernet-trt eval`: COCO mAP of bundles, and one table of all that people ask of a model."""
+"""`centernet-trt eval`: COCO mAP, size and speed of bundles."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from centernet_trt.cli.console import err, out, progress_bar, write_json, write_text
-from centernet_trt.cli.detect import BackendChoice, ModeChoice
+from centernet_trt.cli.console import out, progress_bar, show_note, show_tables, write_json, write_text
+from centernet_trt.runtime.host.onnxruntime import Mode
+from centernet_trt.runtime.select import BackendName
 
 if TYPE_CHECKING:
     from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
@@ -18,46 +18,43 @@ if TYPE_CHECKING:
     from centernet_trt.runtime.tta.augment import TestTimeAugmentation
 
 Row = dict[str, Any]
-
-
-class TtaChoice(StrEnum):
-    """Test-time augmentation by name, as `Detector.detect` takes it."""
-
-    flip = "flip"
-    multiscale = "multiscale"
-    flip_multiscale = "flip+multiscale"
+TtaName = Literal["flip", "multiscale", "flip+multiscale"]
 
 
 def eval_command(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Folders of the bundles.")],
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
     annotations: Annotated[Path, typer.Option(help="COCO instances file.")],
-    backend: Annotated[BackendChoice, typer.Option(help="What runs the network.")] = BackendChoice.auto,
+    backend: Annotated[BackendName, typer.Option(help="What runs the network.")] = "auto",
     mode: Annotated[
-        ModeChoice, typer.Option(help="Of ONNX Runtime; faithful rounds as the graph's types say.")
-    ] = ModeChoice.faithful,
+        Mode, typer.Option(help="Of ONNX Runtime; faithful rounds every operation to its declared type.")
+    ] = "faithful",
     rounding: Annotated[
         bool,
         typer.Option(
-            "--official-rounding", help="Round boxes and scores to two decimals, as published figures."
+            "--official-rounding", help="Round boxes and scores to two decimals, as for published figures."
         ),
     ] = False,
     tta: Annotated[
-        TtaChoice | None,
-        typer.Option(help="Test-time augmentation, as `Detector.detect(tta=)`; such a run is not timed."),
+        TtaName | None,
+        typer.Option(help="Test-time augmentation, as for `Detector.detect(tta=)`; such a run is not timed."),
     ] = None,
     tta_scales: Annotated[
         str | None,
-        typer.Option(metavar="S,S,...", help="Scales of a multi-scale --tta, in place of the official ones."),
+        typer.Option(metavar="S,S,...", help="Scales of a multi-scale --tta instead of the official ones."),
     ] = None,
     time: Annotated[
-        bool, typer.Option(help="Measure the time an image, in fast mode, as `bench` does.")
+        bool, typer.Option(help="Measure the time per image in fast mode, as `bench` does.")
     ] = True,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table there, in Markdown.")
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", metavar="FILE", help="Write the figures there: an object, or a list for several."
+            "--json",
+            metavar="FILE",
+            help="Write the figures there: an object, or a list for several bundles.",
         ),
     ] = None,
 ) -> None:
@@ -84,14 +81,14 @@ def eval_command(
                 result["time"] = measured
     _show(results)
     for note in dict.fromkeys([*(note for _, note in found if note), *unstable_times(results)]):
-        err.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+        show_note(note)
     if markdown is not None:
         write_text(markdown, markdown_page(results))
     if json_file is not None:
         write_json(json_file, results if len(results) > 1 else results[0])
 
 
-def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugmentation | None":
+def _augmentation(tta: TtaName | None, scales: str | None) -> "TestTimeAugmentation | None":
     from centernet_trt.errors import InputError
     from centernet_trt.runtime.tta.augment import TestTimeAugmentation, parse_augmentation
 
@@ -100,16 +97,16 @@ def _augmentation(tta: TtaChoice | None, scales: str | None) -> "TestTimeAugment
             raise InputError("--tta-scales needs --tta", "add --tta multiscale or --tta flip+multiscale")
         return None
     if scales is None:
-        return parse_augmentation(tta.value)
-    if tta is TtaChoice.flip:
+        return parse_augmentation(tta)
+    if tta == "flip":
         raise InputError(
-            "--tta flip runs one scale, and --tta-scales is given", "use --tta flip+multiscale with scales"
+            "--tta flip runs one scale, got --tta-scales", "use --tta flip+multiscale with scales"
         )
     try:
         numbers = tuple(float(part) for part in scales.split(","))
     except ValueError:
-        raise InputError(f"--tta-scales is {scales!r}, expected numbers such as 0.5,1,1.5") from None
-    return TestTimeAugmentation(flip=tta is TtaChoice.flip_multiscale, scales=numbers)
+        raise InputError(f"expected numbers such as 0.5,1,1.5 for --tta-scales, got {scales!r}") from None
+    return TestTimeAugmentation(flip=tta == "flip+multiscale", scales=numbers)
 
 
 def _check_same_classes(bundles: "list[EngineBundle]") -> None:
@@ -123,18 +120,18 @@ def _check_same_classes(bundles: "list[EngineBundle]") -> None:
 def _detect(
     bundle: "EngineBundle",
     truth: "CocoGroundTruth",
-    backend: BackendChoice,
-    mode: ModeChoice,
+    backend: BackendName,
+    mode: Mode,
     rounding: bool,
     tta: "TestTimeAugmentation | None",
     progress: Progress,
 ) -> tuple[list[Row], str]:
-    """COCO rows of every annotated image, and the detector's note."""
+    """Detect in every annotated image: COCO result rows, and the detector's note."""
     from centernet_trt.evaluation.accuracy.coco import coco_rows, detect_all, official_rounding
     from centernet_trt.runtime.detector import Detector
 
     total = len(truth.images)
-    with Detector.load(bundle, backend=backend.value, mode=mode.value) as detector:
+    with Detector.load(bundle, backend=backend, mode=mode) as detector:
         task = progress.add_task(f"{bundle.manifest.name}: detecting in {total} images", total=total)
         update = lambda done, _: progress.update(task, completed=done)
         rows = coco_rows(detect_all(detector, truth, update, tta))
@@ -144,7 +141,7 @@ def _detect(
 def _result(
     bundle: "EngineBundle",
     truth: "CocoGroundTruth",
-    mode: ModeChoice,
+    mode: Mode,
     rounding: bool,
     tta: "TestTimeAugmentation | None",
     rows: list[Row],
@@ -160,7 +157,7 @@ def _result(
         "precision": manifest.precision,
         "annotations": truth.path.name,
         "executor": note or "TensorRT",
-        "mode": mode.value,
+        "mode": mode,
         "official_rounding": rounding,
         "tta": None if tta is None else {"flip": tta.flip, "scales": list(tta.scales)},
         "input": f"{width}x{height}",
@@ -177,22 +174,20 @@ def _drop(truth: "CocoGroundTruth", first: list[Row], rows: list[Row], progress:
     from centernet_trt.evaluation.accuracy.tolerances import RESAMPLES
 
     if not first or not rows:
-        return None  # no boxes at all: there is nothing to resample
+        return None  # without detections there is nothing to resample
     progress.add_task("interval of the difference", total=None)
     return paired_drop(truth, first, rows, samples=RESAMPLES).to_json()
 
 
 def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Progress) -> list[Row]:
-    """Median time an image of every bundle, in turn, on some of the annotated images."""
-    from centernet_trt.evaluation.bench.latency import pipelines_in_turn
+    """Time every bundle on up to eight of the annotated images, interleaved; statistics of one image each."""
+    from centernet_trt.evaluation.bench.run import measure_latency
     from centernet_trt.evaluation.environment import environment
 
     count = min(8, len(truth.images))
     paths = [truth.images[row * len(truth.images) // count].path for row in range(count)]
     task = progress.add_task("timing", total=None)
-    found = pipelines_in_turn(
-        bundles, paths, lambda what, done, total: progress.update(task, description=what)
-    )
+    found = measure_latency(bundles, paths, lambda what, done, total: progress.update(task, description=what))
     machine = environment()
     where = {"cpu": machine.cpu, "cores": machine.cores}
     return [
@@ -202,7 +197,6 @@ def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Pr
 
 
 def _show(results: list[Row]) -> None:
-    from centernet_trt.cli.console import show_tables
     from centernet_trt.evaluation.model_table import model_table
 
     columns = {

@@ -1,61 +1,62 @@
-"""`centernet-trt export`: a PyTorch checkpoint of a known architecture -> an ONNX file."""
+"""`centernet-trt export`: convert a PyTorch checkpoint of a known architecture to ONNX."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from centernet_trt.cli.console import err, out
+from centernet_trt.cli.console import out, show_note
 from centernet_trt.errors import InputError
 
 
 def _heads(text: str) -> dict[str, int]:
-    """`hps=34,dep=1` as names and channels."""
+    """Parse `hps=34,dep=1` into channels by name."""
     heads = {}
     for part in text.split(","):
         name, _, channels = part.partition("=")
         if not name.strip() or not channels.strip().isdecimal():
-            raise typer.BadParameter(f"NAME=CHANNELS,... was expected, found {part!r}")
+            raise typer.BadParameter(f"expected NAME=CHANNELS,..., got {part!r}")
         heads[name.strip()] = int(channels)
     return heads
 
 
 def export_command(
-    arch: Annotated[str, typer.Option(help="The architecture; `--arch list` lists them.")],
+    arch: Annotated[str, typer.Option(help="Name of the architecture; `--arch list` lists them.")],
     weights: Annotated[
         Path | None,
         typer.Option(help="The checkpoint: .pth, .safetensors or .npz. Nothing in it is executed."),
     ] = None,
     random: Annotated[
-        bool, typer.Option("--random", help="Random weights instead, the same every time: to try a build.")
+        bool, typer.Option("--random", help="Use random weights, the same every time, to try a build.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: ARCH.onnx]")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The ONNX file.", show_default="ARCH.onnx"),
     ] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Channels of the heatmap.")] = 80,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes: channels of the heatmap.")] = 80,
     heads: Annotated[
         str | None,
         typer.Option(
             metavar="NAME=CHANNELS,...",
-            help="Further heads, or other channels; 0 leaves one out.",
+            help="Additional heads, or other channels; 0 omits a head.",
             show_default=False,
         ),
     ] = None,
     head_conv: Annotated[
         int | None,
-        typer.Option(help="Width inside the heads. [default: the architecture's]", show_default=False),
+        typer.Option(help="Channels inside the heads.", show_default="the architecture's"),
     ] = None,
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Fold batch norm into the convolutions.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict/--no-strict", help="Refuse tensors that the network has no place for.")
+        bool, typer.Option("--strict/--no-strict", help="Reject tensors that the network does not have.")
     ] = True,
 ) -> None:
-    """Turn a checkpoint of a known CenterNet into ONNX, with no source tree and no PyTorch."""
+    """Convert a checkpoint of a known CenterNet to ONNX, without its source tree or PyTorch."""
     from centernet_trt.builder.export.export import architecture_names, export_model
     from centernet_trt.builder.export.registry import architecture
-    from centernet_trt.builder.graph.external_data import save_model
+    from centernet_trt.builder.graph.io import save_model
 
     if arch == "list":
         for name in architecture_names():
@@ -63,8 +64,8 @@ def export_command(
         return
     if (weights is None) != random:
         raise InputError(
-            "one of --weights and --random is needed",
-            "give the checkpoint with --weights FILE; --random makes random weights, to try a build",
+            f"expected one of --weights and --random, got {'both' if random else 'neither'}",
+            "give the checkpoint with --weights FILE, or try a build with --random",
         )
     chosen = architecture(arch)
     model = export_model(
@@ -79,7 +80,7 @@ def export_command(
     path = output or Path(f"{chosen.name}.onnx")
     written = save_model(model, path)
     if random:
-        err.print("[yellow]note:[/] random weights: it builds and runs, and finds nothing")
+        show_note("random weights: the model builds and runs, but its detections mean nothing")
     size = sum(part.stat().st_size for part in written) / 1e6
-    beside = "".join(f" (its weights in {part.name}, beside it)" for part in written[1:])
-    out.print(f"{path}: {size:.1f} MB{beside}; build it: centernet-trt build {path}", highlight=False)
+    beside = "".join(f" (its weights are in {part.name})" for part in written[1:])
+    out.print(f"{path}: {size:.1f} MB{beside}; next: centernet-trt build {path}", highlight=False)

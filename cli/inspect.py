@@ -1,4 +1,4 @@
-"""`centernet-trt inspect`: what a graph or a bundle is."""
+"""`centernet-trt inspect`: describe an ONNX graph or a bundle."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from centernet_trt.cli.console import err, out, write_json
+from centernet_trt.cli.console import err, make_table, out, show_lines, show_note, write_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 def inspect_command(
     path: Annotated[
-        Path, typer.Argument(metavar="MODEL.onnx|BUNDLE", help="An ONNX file or a bundle's folder.")
+        Path, typer.Argument(metavar="MODEL.onnx|BUNDLE", help="An ONNX file or the folder of a bundle.")
     ],
     layers: Annotated[bool, typer.Option("--layers", help="List every layer of a bundle.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it there.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there.")
+    ] = None,
 ) -> None:
-    """Show what a graph is taken for and why, or what a bundle holds and how it was made."""
+    """Show the spec guessed for a graph and why, or the contents and origin of a bundle."""
     data = _inspect_bundle(path, layers) if path.is_dir() else _inspect_model(path)
     if json_file is not None:
         write_json(json_file, data)
@@ -41,26 +43,29 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     model = read_source(path)
     guess = guess_spec(model)
     ops = Counter(node.op_type for node in model.graph.node)
-    size = _count_size(model, guess)
-    counted = _complexity(model, size)
-    out.print(f"{path}: {len(model.graph.node)} nodes, {counted}", highlight=False)
-    out.print("operators: " + ", ".join(f"{count} {op}" for op, count in ops.most_common()), highlight=False)
-    out.print("tensors that could be heads:")
-    for candidate in guess.candidates:
-        out.print(f"  {escape(describe(candidate))}", highlight=False)
-    out.print("concluded:")
-    for reason in guess.reasons:
-        out.print(f"  {escape(reason)}", highlight=False)
+    work, counted = _count(model, *_image_size(guess))
+    show_lines(
+        [
+            f"{path}: {len(model.graph.node)} nodes, {work[0]}",
+            *work[1:],
+            "operators: " + ", ".join(f"{count} {op}" for op, count in ops.most_common()),
+            "tensors that could be heads:",
+            *(f"  {describe(candidate)}" for candidate in guess.candidates),
+            "concluded:",
+            *(f"  {reason}" for reason in guess.reasons),
+        ]
+    )
     if guess.doubts:
-        err.print("[yellow]left to you:[/]")
+        err.print("[yellow]cannot be inferred:[/]")
         for doubt in guess.doubts:
             err.print(f"  {escape(doubt)}", highlight=False)
     elif guess.spec is not None:
-        out.print(f"spec: preset {guess.family}; build it: centernet-trt build {path}", highlight=False)
+        show_lines([f"spec: preset {guess.family}; next: centernet-trt build {path}"])
     return {
         "model": path.name,
         "nodes": len(model.graph.node),
         "operators": dict(ops),
+        "complexity": counted,
         "candidates": [describe(candidate) for candidate in guess.candidates],
         "reasons": guess.reasons,
         "doubts": guess.doubts,
@@ -68,26 +73,32 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     }
 
 
-def _count_size(model: "ModelProto", guess: "Guess") -> tuple[int, int]:
-    """A (height, width) to count for: that of the graph, or the one that it was looked at with."""
+def _image_size(guess: "Guess") -> tuple[int, int]:
+    """(height, width) to count multiply-adds for: the size that the graph was analysed at."""
     if guess.candidates:
         rows, columns = guess.candidates[0].grid
         return rows * guess.stride, columns * guess.stride
     return 512, 512
 
 
-def _complexity(model: "ModelProto", size: tuple[int, int]) -> str:
+def _count(model: "ModelProto", height: int, width: int) -> tuple[list[str], dict[str, int] | None]:
+    """Count parameters and multiply-adds of one image, also as published tables count them: lines, and plain data."""
     from centernet_trt.builder.graph.complexity import count_complexity
     from centernet_trt.errors import CenterNetError
 
     try:
-        found = count_complexity(model, *size)
-    except CenterNetError as error:  # a graph behind whose heads something else hangs, with shapes of its own
-        return f"not counted ({error.message})"
-    return (
-        f"{found.parameters / 1e6:.3f} M parameters, {found.multiply_adds / 1e9:.2f} G multiply-adds "
-        f"at {size[1]}x{size[0]}"
+        found = count_complexity(model, height, width)
+    except CenterNetError as error:  # such as a graph that continues behind its heads with fixed shapes
+        return [f"not counted ({error.message})"], None
+    exact, outputs, mmcv = (
+        f"{count / 1e9:.2f} G" for count in (found.multiply_adds, found.output_convention, found.mmcv_flops)
     )
+    lines = [
+        f"{found.parameters / 1e6:.3f} M parameters, {exact} multiply-adds at {width}x{height}",
+        f"  {outputs} with transposed convolutions counted at their output size, as some published tables do",
+        f"  {mmcv} by mmcv's counter, which adds biases, batch norms, ReLU and pooling",
+    ]
+    return lines, {"height": height, "width": width, **asdict(found)}
 
 
 def _inspect_bundle(path: Path, layers: bool) -> dict[str, Any]:
@@ -99,31 +110,38 @@ def _inspect_bundle(path: Path, layers: bool) -> dict[str, Any]:
     bundle = EngineBundle.load(path)
     manifest = bundle.manifest
     show_bundle(bundle)
-    for line in _spec_lines(manifest.spec):
-        out.print(line, highlight=False)
-    size = (manifest.profile.height.opt, manifest.profile.width.opt)
-    out.print(f"network: {_complexity(onnx.load(bundle.model_path), size)}", highlight=False)
+    work, counted = _count(
+        onnx.load(bundle.model_path), manifest.profile.height.opt, manifest.profile.width.opt
+    )
     rows = json.loads((path / "layers.json").read_text(encoding="utf-8")) if _has_layers(bundle) else []
     counts = Counter(row["precision"] for row in rows)
     requested = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    out.print(f"layers, precision as requested: {requested or 'not recorded'}", highlight=False)
-    out.print(f"source: {manifest.source.file}, SHA-256 {manifest.source.sha256}", highlight=False)
-    out.print(
-        f"made by {manifest.product} at {manifest.created}: {escape(manifest.command)}", highlight=False
+    show_lines(
+        [
+            *_spec_lines(manifest.spec),
+            f"network: {work[0]}",
+            *work[1:],
+            f"layers, precision as requested: {requested or 'not recorded'}",
+            f"source: {manifest.source.file}, SHA-256 {manifest.source.sha256}",
+            f"made by {manifest.product} at {manifest.created}: {manifest.command}",
+            *_kept_lines(manifest.kept_fp32),
+        ]
     )
-    for line in _islands(manifest.kept_fp32):
-        out.print(line, highlight=False, markup=False)
     made = _engine_layers(bundle)
     if layers:
         out.print(_layer_table(rows))
         if made:
             out.print(_engine_table(made))
-    engine = None if made is None else [asdict(layer) for layer in made]
-    return {"manifest": manifest.model_dump(mode="json", by_alias=True), "layers": rows, "engine": engine}
+    return {
+        "manifest": manifest.model_dump(mode="json", by_alias=True),
+        "complexity": counted,
+        "layers": rows,
+        "engine": None if made is None else [asdict(layer) for layer in made],
+    }
 
 
-def _islands(kept: dict[str, str]) -> list[str]:
-    """Which nodes stay fp32, by reason: most first."""
+def _kept_lines(kept: dict[str, str]) -> list[str]:
+    """List the nodes that stay fp32 by reason, the most frequent first."""
     reasons: dict[str, list[str]] = {}
     for name, reason in kept.items():
         reasons.setdefault(reason, []).append(name)
@@ -135,34 +153,30 @@ def _islands(kept: dict[str, str]) -> list[str]:
 
 
 def _engine_layers(bundle: "EngineBundle") -> "list[EngineLayer] | None":
-    """What TensorRT made of the layers, where a GPU can tell; said why not, else."""
+    """Read the layers of the engine, which needs a GPU; prints a note and returns None if they cannot be read."""
     from centernet_trt.errors import CenterNetError
     from centernet_trt.runtime.cuda.device import gpu_count
     from centernet_trt.runtime.trt.inspector import engine_layers
 
     if not bundle.manifest.plans or gpu_count() == 0:
-        why = "what an engine made of them shows on a GPU only"
+        why = "those of an engine can be read on a GPU only"
     else:
         try:
             made = engine_layers(bundle)
         except CenterNetError as error:
-            why = f"the engine does not tell what it made of them: {error.message}"
+            why = f"those of the engine cannot be read: {error.message}"
         else:
-            kinds = Counter(layer.outputs[0] if layer.outputs else "not told" for layer in made)
-            told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-            out.print(f"layers of the engine: {len(made)}; results: {told}", highlight=False, markup=False)
+            kinds = Counter(layer.outputs[0] if layer.outputs else "unknown" for layer in made)
+            types = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            show_lines([f"layers of the engine: {len(made)}; results: {types}"])
             return made
-    err.print(f"[yellow]note:[/] layers as asked for; {escape(why)}", soft_wrap=True)
+    show_note(f"layers as requested; {why}")
     return None
 
 
 def _engine_table(made: "list[EngineLayer]") -> Table:
-    table = Table(title="layers of the engine")
-    for column in ("layer", "kind", "results"):
-        table.add_column(column)
-    for layer in made:
-        table.add_row(escape(layer.name), escape(layer.kind), escape(", ".join(layer.outputs)))
-    return table
+    rows = ((layer.name, layer.kind, ", ".join(layer.outputs)) for layer in made)
+    return make_table("layers of the engine", ("layer", "kind", "results"), rows)
 
 
 def _has_layers(bundle: "EngineBundle") -> bool:
@@ -188,9 +202,5 @@ def _spec_lines(spec: "ModelSpec") -> list[str]:
 
 
 def _layer_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="layers")
-    for column in ("layer", "operator", "precision", "why"):
-        table.add_column(column)
-    for row in rows:
-        table.add_row(escape(row["name"]), row["op"], row["precision"], escape(row.get("reason", "")))
-    return table
+    cells = ((row["name"], row["op"], row["precision"], row.get("reason", "")) for row in rows)
+    return make_table("layers", ("layer", "operator", "precision", "reason"), cells)

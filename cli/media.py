@@ -1,4 +1,4 @@
-"""Images and videos, in and out."""
+"""Images and videos in and out: `read_frames`, `AnnotatedWriter`, `write_image`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any, Self
 import cv2
 import numpy as np
 
+from centernet_trt.cli.console import write_bytes
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.images import IMAGE_SUFFIXES, BgrImage, read_image
@@ -18,7 +19,14 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture that is still to be read, or a frame of a video (`number`, `pixels`, frames a second)."""
+    """An image file that is not read yet, or a frame of a video.
+
+    Attributes:
+        path: the image or the video.
+        number: of the frame, from 0; None for an image.
+        pixels: of the frame, (H, W, 3) uint8 in BGR order; None for an image.
+        rate: frames per second of the video.
+    """
 
     path: Path
     number: int | None = None
@@ -26,20 +34,30 @@ class Frame:
     rate: float = 0.0
 
     def image(self) -> BgrImage:
-        """The pixels, (H, W, 3) uint8, blue first; InputError when the picture cannot be read."""
+        """Get the pixels, (H, W, 3) uint8 in BGR order.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
         return read_image(self.path) if self.pixels is None else self.pixels
 
     def where(self) -> dict[str, Any]:
-        """The keys that name it in a JSON row."""
+        """Keys that identify it in a JSON row."""
         row: dict[str, Any] = {"image": str(self.path)}
         return row if self.number is None else row | {"frame": self.number}
 
 
 def expand_sources(sources: Sequence[str]) -> list[Path]:
-    """The files that the arguments name; a folder stands for the pictures and videos in it, sorted.
+    """Find the files that the arguments name.
+
+    Args:
+        sources: files and folders; a folder stands for the images and videos in it, sorted.
+
+    Returns:
+        The files.
 
     Raises:
-        InputError: something is not there, or a folder holds no pictures.
+        InputError: a source does not exist, or a folder has no images or videos.
     """
     paths: list[Path] = []
     for source in map(Path, sources):
@@ -48,7 +66,7 @@ def expand_sources(sources: Sequence[str]) -> list[Path]:
             inside = sorted(p for p in source.iterdir() if p.suffix.lower() in known and p.is_file())
             if not inside:
                 raise InputError(
-                    f"the folder {source} holds no pictures", "expected " + ", ".join(sorted(known))
+                    f"the folder {source} has no images or videos", "expected " + ", ".join(sorted(known))
                 )
             paths += inside
         elif source.exists():
@@ -58,8 +76,8 @@ def expand_sources(sources: Sequence[str]) -> list[Path]:
     return paths
 
 
-def frames(paths: Sequence[Path]) -> Iterator[Frame]:
-    """Every picture, and every frame of every video, in order."""
+def read_frames(paths: Sequence[Path]) -> Iterator[Frame]:
+    """Yield every image and every frame of every video, in order."""
     for path in paths:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             yield from _video_frames(path)
@@ -81,18 +99,43 @@ def _video_frames(path: Path) -> Iterator[Frame]:
     finally:
         capture.release()
     if number == 0:
-        # Read as a picture, it fails alone and says so.
+        # As an image it fails with a message of its own, and the other files are still read.
         yield Frame(path)
 
 
-class AnnotatedWriter:
-    """Writes annotated copies into a folder: pictures as `NAME-detections.jpg` (.png for .png), videos as .mp4.
+def write_image(target: Path, image: BgrImage) -> None:
+    """Write an image file, making its folder.
 
-    With no folder it writes nothing. `written` lists the files.
+    Args:
+        target: its suffix names the format; without one it is PNG.
+        image: (H, W, 3) uint8 in BGR order.
+
+    Raises:
+        InputError: it cannot be encoded or written.
+    """
+    ok, data = cv2.imencode(target.suffix or ".png", image)
+    if not ok:
+        raise InputError(f"OpenCV cannot encode {target} ({image.shape[1]}x{image.shape[0]} pixels)")
+    write_bytes(target, data.tobytes())
+
+
+class AnnotatedWriter:
+    """Writes annotated copies into a folder: images as `NAME-detections.jpg` (.png for .png), videos as .mp4.
+
+    Attributes:
+        written: the files written so far; always empty without a folder.
     """
 
     def __init__(self, folder: Path | None, sources: Sequence[Path]) -> None:
-        """Make the folder; InputError when that fails."""
+        """Make the folder.
+
+        Args:
+            folder: of the copies; None to write nothing.
+            sources: files that a copy must not overwrite.
+
+        Raises:
+            InputError: the folder cannot be made.
+        """
         self._folder = folder
         self._sources = {path.resolve() for path in sources}
         self._targets: dict[Path, Path] = {}
@@ -113,7 +156,16 @@ class AnnotatedWriter:
         self._end_video()
 
     def write(self, frame: Frame, image: BgrImage, found: Detections) -> None:
-        """Write the annotated copy of a picture, or the next frame of a video."""
+        """Write the annotated copy of an image, or the next frame of a video.
+
+        Args:
+            frame: the image or the frame.
+            image: its pixels, (H, W, 3) uint8 in BGR order.
+            found: detections to draw.
+
+        Raises:
+            InputError: the copy cannot be written.
+        """
         if self._folder is None:
             return
         drawn = found.draw(image)
@@ -121,17 +173,11 @@ class AnnotatedWriter:
             self._write_frame(frame, drawn)
             return
         target = self._target(frame.path, ".png" if frame.path.suffix.lower() == ".png" else ".jpg")
-        ok, data = cv2.imencode(target.suffix, drawn)
-        if not ok:
-            raise InputError(f"OpenCV cannot encode {target} ({drawn.shape[1]}x{drawn.shape[0]} pixels)")
-        try:
-            target.write_bytes(data.tobytes())
-        except OSError as error:
-            raise InputError(f"cannot write {target}: {error.strerror}") from None
+        write_image(target, drawn)
         self.written.append(target)
 
     def _target(self, source: Path, suffix: str) -> Path:
-        """A name of its own for each source, which is never a source itself."""
+        """Choose a file name that no other copy and no source has."""
         if source not in self._targets:
             assert self._folder is not None
             taken = {path.resolve() for path in self._targets.values()} | self._sources

@@ -1,1 +1,1 @@
-"""COCO mAP, agreement between engines, latency benchmarks and reports."""
+"""COCO mAP, agreement between models, benchmarks and reports."""

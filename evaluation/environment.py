@@ -1,6 +1,7 @@
-"""A record of the machine that a measurement ran on."""
+"""Record of the machine that a measurement ran on: `Environment`."""
 
 import ctypes
+import importlib
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from centernet_trt.runtime.cuda.device import Device
 
 STANDIN_NAME = "stand-in"
-"""The name by which the tests' driver over host memory calls its device."""
+"""Device name of the driver over host memory that the tests use."""
 _L2_CACHE_SIZE = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
 
 # Every package whose version can change a result or a time.
@@ -38,7 +39,13 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the driver shows it: name, compute capability as (major, minor), memory in bytes."""
+    """A GPU as reported by the driver.
+
+    Attributes:
+        name: of the model.
+        compute_capability: (major, minor).
+        memory: bytes.
+    """
 
     name: str
     compute_capability: tuple[int, int]
@@ -47,7 +54,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The CUDA driver: the CUDA version that it supports as (major, minor), its GPUs, or why it cannot be used."""
+    """The CUDA driver.
+
+    Attributes:
+        cuda: CUDA version that it supports as (major, minor); None without a driver.
+        gpus: the GPUs that this process can see.
+        problem: why it cannot be used; empty if it can.
+    """
 
     cuda: tuple[int, int] | None
     gpus: tuple[Gpu, ...]
@@ -56,7 +69,16 @@ class Driver:
 
 @dataclass(frozen=True)
 class Environment:
-    """Everything about the machine that a measurement or a bug report should say."""
+    """What a measurement or a bug report records about the machine.
+
+    Attributes:
+        python: version.
+        system: operating system, architecture and C library.
+        cpu: model name.
+        cores: processor cores that this process may use.
+        packages: version by package; None if it is not installed.
+        driver: the CUDA driver.
+    """
 
     python: str
     system: str
@@ -66,12 +88,12 @@ class Environment:
     driver: Driver
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """The fields as a plain dict."""
         return asdict(self)
 
 
 def environment() -> Environment:
-    """Look at this machine; loads no package and creates no CUDA context."""
+    """Record this machine, without loading a package or creating a CUDA context."""
     return Environment(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", "),
@@ -83,12 +105,12 @@ def environment() -> Environment:
 
 
 def available_cores() -> int:
-    """How many processor cores this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def query_driver() -> Driver:
-    """Ask the CUDA driver for its version and GPUs; never raises."""
+    """Query the CUDA driver for its version and GPUs; never raises."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
     except OSError:
@@ -97,7 +119,7 @@ def query_driver() -> Driver:
     cuda.cuDriverGetVersion(ctypes.byref(number))
     supported = (number.value // 1000, number.value % 1000 // 10)
     if (code := cuda.cuInit(0)) != 0:
-        return Driver(supported, (), f"the driver does not start: cuInit gives error {code}")
+        return Driver(supported, (), f"the driver does not start: cuInit returned error {code}")
     count = ctypes.c_int()
     cuda.cuDeviceGetCount(ctypes.byref(count))
     gpus = tuple(_gpu(cuda, index) for index in range(count.value))
@@ -105,7 +127,7 @@ def query_driver() -> Driver:
 
 
 def device_label(record: dict[str, Any]) -> str:
-    """The device's name for tables and headings; what is no GPU cannot be taken for one."""
+    """Device name for tables and headings; it cannot be mistaken for a GPU if it is none."""
     if record["name"] != STANDIN_NAME:
         return str(record["name"])
     return "STAND-IN DRIVER, no GPU: these times mean nothing"
@@ -117,20 +139,19 @@ def l2_bytes(device: "Device") -> int:
     Raises:
         CudaError: the driver does not report it.
     """
-    from cuda.bindings import driver
-
+    driver: Any = importlib.import_module("cuda.bindings.driver")  # compiled, without stubs
     attribute = driver.CUdevice_attribute(_L2_CACHE_SIZE)
     status, size = driver.cuDeviceGetAttribute(attribute, device.info.index)
     if int(status) != 0 or size <= 0:
         raise CudaError(
-            f"the driver does not report the size of the L2 cache: {status.name}, {size}",
+            f"expected the size of the L2 cache from the driver, got {status.name}, {size}",
             "measure with a warm L2 cache only",
         )
     return int(size)
 
 
 def device_record(device: "Device") -> dict[str, Any]:
-    """What a measurement records about its GPU: name, size, driver, and the binding used."""
+    """Record the GPU of a measurement: name, size, driver, and the binding used."""
     info = device.info
     return {
         "name": info.name,

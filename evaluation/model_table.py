@@ -1,4 +1,4 @@
-"""Accuracy tables as model zoos print them: one row a model and precision."""
+"""Accuracy table in the layout of model zoos: one row per model and precision."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,16 @@ from centernet_trt.evaluation.tables import Table, text_table
 
 
 def model_table(results: Sequence[dict[str, Any]]) -> Table:
-    """The table of `eval` results, as its `--json` has them.
+    """Tabulate results of `eval --json`.
 
     Multiply-adds and parameters are those of the compiled graph (batch norms folded), for one image of the input size.
-    The difference is of AP to the first row, with its paired 95 % interval over the images.
+    The difference is in AP to the first row, with its paired 95 % interval over the images.
+
+    Args:
+        results: at least one.
+
+    Returns:
+        The table; the column of times is left out if no result has one.
     """
     several = len(results) > 1
     timed = any(result["time"] is not None for result in results)
@@ -33,29 +39,29 @@ def model_table(results: Sequence[dict[str, Any]]) -> Table:
 
 
 def markdown_page(results: Sequence[dict[str, Any]]) -> str:
-    """The table in Markdown, and below it how the figures came about."""
+    """Format the table in Markdown, followed by how it was measured."""
     table = model_table(results)
     first = results[0]
-    said = [f"On {table.title}. Accuracy: {first['executor']}."]
+    notes = [f"On {table.title}. Accuracy: {first['executor']}."]
     if first["official_rounding"]:
-        said.append("Boxes and scores rounded to two decimals, as published figures were.")
-    if (tta := first.get("tta")) is not None:  # results of before have no such key
+        notes.append("Boxes and scores rounded to two decimals, as published figures were.")
+    if (tta := first.get("tta")) is not None:  # older results lack this key
         scales = ", ".join(f"{scale:g}" for scale in tta["scales"])
-        said.append(f"Test-time augmentation: {'flip, ' if tta['flip'] else ''}scales {scales}.")
+        notes.append(f"Test-time augmentation: {'flip, ' if tta['flip'] else ''}scales {scales}.")
     timed = next((result["time"] for result in results if result["time"] is not None), None)
     if timed is not None:
-        said.append(
+        notes.append(
             f"Time: median from pixels in memory to boxes, one image in flight, {timed['executor']}, "
-            f"{timed['cpu']}, {timed['cores']} cores, bundles in turn."
+            f"{timed['cpu']}, {timed['cores']} cores, bundles interleaved."
         )
-    return table.markdown() + "\n\n" + " ".join(said + unstable_times(results)) + "\n"
+    return table.markdown() + "\n\n" + " ".join(notes + unstable_times(results)) + "\n"
 
 
 def unstable_times(results: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for each time that was measured on a machine that did not hold still."""
+    """One sentence for each time whose windows differ too much to be trusted."""
     return [
-        f"The time of {result['bundle']} is unstable: the medians of three successive windows lie "
-        f"{result['time']['spread']:.0%} apart, {STABLE_WITHIN:.0%} is allowed."
+        f"The time of {result['bundle']} is unstable: the medians of three successive windows differ by "
+        f"{result['time']['spread']:.0%}, expected at most {STABLE_WITHIN:.0%}."
         for result in results
         if result["time"] is not None and result["time"]["spread"] > STABLE_WITHIN
     ]
@@ -68,5 +74,5 @@ def _scaled(value: float | None, unit: float) -> str:
 def _difference(drop: dict[str, float] | None) -> str:
     if drop is None:
         return "-"
-    # From the first row's point of view a drop; in the table, what was gained.
+    # The result holds a drop; the table shows a gain.
     return f"{-drop['drop']:+.4f} ({-drop['high']:+.4f} to {-drop['low']:+.4f})"

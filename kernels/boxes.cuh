@@ -1,5 +1,5 @@
-// The survivors' boxes, scores and further heads. At most K cells an image pay for this, so it is done in float64, in the
-// order of operations of the NumPy reference: the results are the same bits (exp aside).
+// Boxes, scores and extra heads of the selected cells. At most K cells of an image need this, so it is done in float64,
+// in the order of operations of the NumPy reference: the results are bit-identical (except exp).
 #pragma once
 
 struct Cell {
@@ -25,7 +25,7 @@ static __device__ __forceinline__ Cell cell_of(const DecodeParams& p, unsigned i
     return cell;
 }
 
-// Values `channel` and `channel + 1` of a head of `channels`, as (x, y).
+// Loads channels `channel` and `channel + 1` of a head of `channels` channels as (x, y).
 static __device__ __forceinline__ void load_pair(const DecodeParams& p, const void* data, int half, int channels,
                                                  int channel, int swap, const Cell& cell, double* x, double* y) {
     const size_t plane = (size_t)p.height * (size_t)p.width;
@@ -79,7 +79,7 @@ static __device__ __forceinline__ float to_source(double value, double shift, do
     return (float)((value - shift) / scale);
 }
 
-static __device__ __forceinline__ float clipped(float value, int limit) {  // a NaN stays
+static __device__ __forceinline__ float clipped(float value, int limit) {  // keeps a NaN
     return value < 0.0f ? 0.0f : value > (float)limit ? (float)limit : value;
 }
 
@@ -114,7 +114,7 @@ static __device__ void write_row(const DecodeParams& p, const Image& image, size
     p.label[row] = label;
 }
 
-// One point (two columns) or one raw value (one column) of a further head.
+// Writes one point (two columns) or one raw value (one column) of an extra head.
 static __device__ void write_extra(const DecodeParams& p, const Image& image, const ExtraHead& head, int item, bool found,
                                    Key key, float* out) {
     if (head.kind == EXTRA_RAW) {
@@ -151,7 +151,7 @@ static __device__ void write_extra(const DecodeParams& p, const Image& image, co
     out[2 * item + 1] = source_y;
 }
 
-// All output rows of one image from its sorted keys; rows from `count` on are zeros with label -1.
+// Writes all output rows of one image from its sorted keys; rows from `count` on are zeros with label -1.
 static __device__ void write_image(const DecodeParams& p, const Image& image, const Key* keys, unsigned count) {
     const unsigned rows = (unsigned)p.rows;
     const size_t first = (size_t)blockIdx.y * rows;

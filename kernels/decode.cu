@@ -1,21 +1,21 @@
-// Heatmap -> detections in one launch: 3x3 peaks, best K, scores, boxes, inverse affine. Grid (blocks, images).
+// Heatmap -> detections in one launch: 3x3 peaks, top K, scores, boxes, inverse affine. Grid (blocks, images).
 //
-// Every block keeps the best of its part of the heatmap in shared memory and hands them on; the last block of an image to
-// finish takes the best of all. The contract (what a peak is, the order, ties, NaN, -0.0) is that of
-// centernet_trt.runtime.host.decode, and the result is the same for every grid and every order of execution.
+// Every block selects the largest keys of its part of the heatmap in shared memory and appends them to the image's
+// list; the last block of an image to finish selects among all. Peaks, order, ties, NaN and -0.0 are specified by
+// centernet_trt.runtime.host.decode; the result is the same for every grid and every order of execution.
 #include <cuda_fp16.h>
 
 #include "params.cuh"
 #include "select.cuh"
 #include "boxes.cuh"
 
-#ifndef DYNAMIC_SHARED  // the CPU harness brings its own
+#ifndef DYNAMIC_SHARED  // the CPU harness defines its own
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
-const int UNIT_ROWS = 4;           // a thread looks at so many rows of 16 bytes at a time
-const int MERGE_KEYS = 8;          // keys that a thread reads at a time when merging
-const int MAX_THREADS = 384;     // with 80 registers, two blocks fit on a multiprocessor
+const int UNIT_ROWS = 4;           // rows of 16 bytes that a thread processes at a time
+const int MERGE_KEYS = 8;          // keys that a thread reads at a time while merging
+const int MAX_THREADS = 384;     // with 80 registers two blocks fit on a multiprocessor
 const unsigned NAN_HALVES = 0x7e007e00u;
 const unsigned NAN_FLOAT = 0x7fc00000u;
 
@@ -76,7 +76,7 @@ static __device__ __forceinline__ float load_cell(const T* map, int y, int x, in
     return inside ? as_float(__ldg(map + (size_t)y * (size_t)width + x)) : __uint_as_float(NAN_FLOAT);
 }
 
-// Bit i: cell x + i of row y is a peak at or above the level. Almost every row ends after the first loop.
+// Bit i: cell x + i of row y is a peak at or above the level. Almost all rows end after the first loop.
 template <typename T>
 static __device__ __forceinline__ unsigned peaks_of_row(const Row<T>& above, const Row<T>& row, const Row<T>& below,
                                                         const T* map, int y, int x, int height, int width, float level,
@@ -101,14 +101,15 @@ static __device__ __forceinline__ unsigned peaks_of_row(const Row<T>& above, con
     for (int i = 0; i < cells; ++i) {
         const float value = mid[i + 1];
         bool peak = value >= level && value == fmaxf(fmaxf(column[i], column[i + 1]), column[i + 2]);
-        // Of the eight neighbours, four come before the cell.
+        // Four of the eight neighbours precede the cell.
         if (first) peak = peak && value != fmaxf(fmaxf(up[i], up[i + 1]), fmaxf(up[i + 2], mid[i]));
         peaks |= peak ? 1u << i : 0u;
     }
     return peaks;
 }
 
-// The block's share of one image's heatmap: units of UNIT_ROWS rows x 16 bytes, one a thread, neighbours side by side.
+// Scans the block's share of one image's heatmap in units of UNIT_ROWS rows x 16 bytes; adjacent threads take adjacent
+// units.
 template <typename T>
 static __device__ void scan(const DecodeParams& p, Selection& s, Key* keys, unsigned k) {
     const int cells = Row<T>::CELLS, height = p.height, width = p.width;
@@ -142,33 +143,35 @@ static __device__ void scan(const DecodeParams& p, Selection& s, Key* keys, unsi
     }
 }
 
-// Give the block's keys to the image's list. True in the last block of the image to do so, for which all are visible.
+// Appends the block's keys to the image's list. True in the last block of the image to do so, to which all keys are
+// visible.
 static __device__ bool hand_on(const DecodeParams& p, Selection& s, const Key* keys, Key* list) {
     unsigned* counters = p.counters + 2 * (size_t)blockIdx.y;
     const unsigned held = s.count;
     if (threadIdx.x == 0) s.base = held ? atomicAdd(&counters[0], held) : 0;
-    __syncthreads();
+    __syncthreads();  // barrier: base of the block in the list is known
     for (unsigned i = threadIdx.x; i < held; i += blockDim.x) __stcg(list + s.base + i, keys[i]);
-    __threadfence();  // the keys are in memory before the ticket is drawn
-    __syncthreads();
+    __threadfence();  // fence: keys before ticket
+    __syncthreads();  // barrier: keys are written before the ticket is drawn
     if (threadIdx.x == 0) s.last = atomicAdd(&counters[1], 1u) == gridDim.x - 1;
-    __syncthreads();
+    __syncthreads();  // barrier: ticket is drawn
     if (!s.last) return false;
-    __threadfence();  // and are read after it
+    __threadfence();  // fence: ticket before keys
     return true;
 }
 
-// The best k of all keys handed on. The block's own level still holds: k keys at or above it are in the list.
+// Selects the k largest keys of the image's list. The block's own level stays valid: k keys at or above it are in the
+// list.
 static __device__ void merge(const DecodeParams& p, Selection& s, Key* keys, const Key* list, unsigned k) {
     unsigned* counters = p.counters + 2 * (size_t)blockIdx.y;
     const unsigned total = __ldcg(&counters[0]);
-    __syncthreads();
+    __syncthreads();  // barrier: total is read before the counters are reset
     if (threadIdx.x == 0) {
         s.count = 0;
-        counters[0] = 0;  // as every launch must leave them
+        counters[0] = 0;  // for the next launch
         counters[1] = 0;
     }
-    __syncthreads();
+    __syncthreads();  // barrier: selection is empty
     for (unsigned begin = 0; begin < total; begin += MERGE_KEYS * blockDim.x) {
         Key mine[MERGE_KEYS];
         unsigned pending = 0;
@@ -181,7 +184,7 @@ static __device__ void merge(const DecodeParams& p, Selection& s, Key* keys, con
         offer(s, keys, (unsigned)p.buffer_keys, k, (unsigned)p.list_keys, pending, [&](int bit) {
             Key key = 0;
 #pragma unroll
-            for (int i = 0; i < MERGE_KEYS; ++i) key = i == bit ? mine[i] : key;  // registers cannot be indexed
+            for (int i = 0; i < MERGE_KEYS; ++i) key = i == bit ? mine[i] : key;  // registers have no index
             return key;
         });
     }
@@ -199,7 +202,7 @@ static __device__ __forceinline__ void decode(const DecodeParams& p) {
         s.count = 0;
         s.level = k ? make_key(image.threshold, 0xffffffffu) : ~(Key)0;
     }
-    __syncthreads();
+    __syncthreads();  // barrier: level is set
     scan<T>(p, s, keys, k);
     Key* list = p.keys + (size_t)blockIdx.y * gridDim.x * (size_t)p.list_keys;
     if (!hand_on(p, s, keys, list)) return;

@@ -1,4 +1,4 @@
-"""Launch plans of the kernels and the layout of their output."""
+"""plan_preprocess, plan_decode: launch plans of the kernels. DecodeLayout: their output."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from centernet_trt.errors import InputError
 
 MAX_TOP_K = 1024
 DECODE_THREADS = 384  # MAX_THREADS in decode.cu
-DECODE_BLOCKS_PER_SM = 2  # what its registers allow, see the resource table
+DECODE_BLOCKS_PER_SM = 2  # limited by registers, see the resource table
 _UNIT_ROWS = 4  # UNIT_ROWS in decode.cu
 _VECTOR_BYTES = 16
 _KEY_BYTES = 8
 _SELECTION_BYTES = 1056  # sizeof(Selection) in select.cuh
-_MAX_CELLS = 2**31 - 1  # a flat index has 32 bits, one value is kept apart; signed for the tools' sake
+_MAX_CELLS = 2**31 - 1  # a flat index has 32 bits with one value reserved, and is a signed number in tools
 _MAX_GRID_YZ = 65535
 
 _TILE_WIDTH, _TILE_HEIGHT, _PREPROCESS_THREADS = 64, 16, 256  # as in preprocess.cu
@@ -23,7 +23,13 @@ _TILE_BYTES = 8 * (_TILE_WIDTH + _TILE_HEIGHT) + 4 * 3 * 256  # sizeof(Tile) the
 
 @dataclass(frozen=True)
 class LaunchShape:
-    """Grid in blocks, block in threads, dynamic shared memory in bytes."""
+    """Launch configuration of a kernel.
+
+    Attributes:
+        grid: blocks along x, y and z.
+        block: threads along x, y and z.
+        shared_bytes: dynamic shared memory of a block.
+    """
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
@@ -32,7 +38,12 @@ class LaunchShape:
 
 @dataclass(frozen=True)
 class PreprocessPlan:
-    """How to launch `preprocess`: the entry point and its shape."""
+    """Launch plan of `preprocess`.
+
+    Attributes:
+        kernel: entry point.
+        shape: launch configuration.
+    """
 
     kernel: str
     shape: LaunchShape
@@ -40,9 +51,16 @@ class PreprocessPlan:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How to launch `decode`: the entry point, its shape, and what `DecodeParams` must say of the workspace.
+    """Launch plan of `decode`.
 
-    `counter_bytes` must be zero before the first launch; `key_bytes` may hold anything.
+    Attributes:
+        kernel: entry point.
+        shape: launch configuration.
+        rows: output rows of an image.
+        list_keys: most keys that a block hands on.
+        buffer_keys: capacity of a block's key buffer in shared memory.
+        counter_bytes: size of the counters, which must be zero before the first launch.
+        key_bytes: size of the key lists, of any content.
     """
 
     kernel: str
@@ -61,10 +79,10 @@ def plan_preprocess(batch: int, height: int, width: int, half: bool) -> Preproce
         batch: images, 1..65535.
         height: of the network input, in pixels.
         width: of the network input, in pixels.
-        half: whether the output is fp16; else fp32.
+        half: whether the output is fp16, else fp32.
 
     Raises:
-        InputError: a size that the kernel does not take.
+        InputError: a size that the kernel does not support.
     """
     _check_positive(batch=batch, height=height, width=width)
     tiles_y = -(-height // _TILE_HEIGHT)
@@ -87,41 +105,41 @@ def plan_decode(
 ) -> DecodePlan:
     """Plan `decode` for a heatmap (batch, classes, height, width).
 
-    The grid follows the number of cells, not of classes: as many blocks as the device runs at once, shared among the
-    images, and never more than there is work for.
+    The grid depends on the number of cells, not of classes: as many blocks as run concurrently on the device, divided
+    among the images, and no more than there is work for.
 
     Args:
         batch: images, 1..65535.
         classes: channels of the heatmap.
         height: of the output grid, in cells.
         width: of the output grid, in cells.
-        rows: output rows an image, 1..1024; the largest top_k that a call can ask for.
-        half: whether the heatmap is fp16; else fp32.
+        rows: output rows of an image, 1..1024; the upper bound of the images' top_k.
+        half: whether the heatmap is fp16, else fp32.
         multiprocessors: of the device.
-        threads: of a block, a multiple of 32 up to 384; fewer only for tests.
+        threads: of a block, a multiple of 32 up to 384; fewer for tests only.
 
     Raises:
-        InputError: a size that the kernel does not take.
+        InputError: a size that the kernel does not support.
     """
     _check_positive(batch=batch, classes=classes, height=height, width=width, multiprocessors=multiprocessors)
     _check_grid("batch", batch)
     if not 1 <= rows <= MAX_TOP_K:
-        raise InputError(f"decode gives 1 to {MAX_TOP_K} rows an image, asked for {rows}", "lower top_k")
+        raise InputError(f"expected a top_k of 1 to {MAX_TOP_K}, got {rows}")
     if threads % 32 or not 32 <= threads <= DECODE_THREADS:
-        raise InputError(f"a block of decode has 32 to {DECODE_THREADS} threads by 32, asked for {threads}")
+        raise InputError(f"expected a multiple of 32 up to {DECODE_THREADS} threads, got {threads}")
     if classes * height * width > _MAX_CELLS:
         raise InputError(
-            f"a heatmap of {classes} x {height} x {width} cells is larger than {_MAX_CELLS} cells",
+            f"expected a heatmap of at most {_MAX_CELLS} cells, got {classes} x {height} x {width}",
             "use a smaller network input",
         )
-    # A little more than rows: a cut that may stop early is several times cheaper than an exact one.
+    # More than rows: a cut that may stop early is several times cheaper than an exact one.
     list_keys = rows + rows // 4 + 32
     buffer_keys = 2048 if list_keys <= 1024 else 3072
     work = -(-decode_units(classes, height, width, half) // threads)
-    # All blocks run at once: a few too many would make a second wave, and double the time. Among those, the fewest
-    # that need no more rounds: each block more is a list more to merge.
-    at_once = max(1, min(work, multiprocessors * DECODE_BLOCKS_PER_SM // batch))
-    rounds = -(-work // at_once)
+    # All blocks run concurrently: a few more would make a second wave and double the time. Of those, the fewest that
+    # need no more rounds, since each block adds a list to merge.
+    concurrent = max(1, min(work, multiprocessors * DECODE_BLOCKS_PER_SM // batch))
+    rounds = -(-work // concurrent)
     blocks = -(-work // rounds)
     return DecodePlan(
         kernel="decode_half" if half else "decode_float",
@@ -135,7 +153,7 @@ def plan_decode(
 
 
 def decode_units(classes: int, height: int, width: int, half: bool) -> int:
-    """Units of work in one image's heatmap: 4 rows x 16 bytes, what one thread looks at together."""
+    """Return the units of work in one image's heatmap; a thread processes units of 4 rows x 16 bytes."""
     cells = _VECTOR_BYTES // (2 if half else 4)
     return classes * -(-height // _UNIT_ROWS) * -(-width // cells)
 
@@ -143,12 +161,12 @@ def decode_units(classes: int, height: int, width: int, half: bool) -> int:
 def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
-            raise InputError(f"{name} must be at least 1, found {size}")
+            raise InputError(f"expected {name} of at least 1, got {size}")
 
 
 def _check_grid(name: str, blocks: int) -> None:
     if blocks > _MAX_GRID_YZ:
-        raise InputError(f"{name} must be at most {_MAX_GRID_YZ}, found {blocks}", "split the batch")
+        raise InputError(f"expected {name} of at most {_MAX_GRID_YZ}, got {blocks}", "split the batch")
 
 
 _ALIGNMENT = 256
@@ -156,10 +174,14 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class DecodeRows:
-    """Decode's output for a batch as arrays on the host, views into one buffer.
+    """Output of `decode` for a batch on the host, views into one buffer. Rows past `count` are zeros with label -1.
 
-    `count` (N,) int32; `xyxy` (N, rows, 4) float32 source-image pixels; `score` (N, rows) float32; `label` (N, rows)
-    int32; `extra` (N, rows, extra_columns) float32. Rows past an image's count are zeros with label -1.
+    Attributes:
+        count: (N,) int32, valid rows of each image.
+        xyxy: (N, rows, 4) float32, boxes in pixels of the source image.
+        score: (N, rows) float32.
+        label: (N, rows) int32.
+        extra: (N, rows, extra_columns) float32, values of the extra heads.
     """
 
     count: npt.NDArray[np.int32]
@@ -171,7 +193,13 @@ class DecodeRows:
 
 @dataclass(frozen=True)
 class DecodeLayout:
-    """Where each output lies in the buffer: byte offsets, each aligned to 256, for `batch` images of `rows` rows."""
+    """Byte offsets of decode's outputs in one buffer, each aligned to 256.
+
+    Attributes:
+        batch: images.
+        rows: output rows of an image.
+        extra_columns: channels of all extra heads.
+    """
 
     batch: int
     rows: int
@@ -208,7 +236,7 @@ class DecodeLayout:
         return _aligned(self.extra + 4 * self.batch * self.rows * self.extra_columns)
 
     def view(self, buffer: npt.NDArray[np.uint8]) -> DecodeRows:
-        """The outputs in a host copy of the buffer, (nbytes,) uint8, without copying them."""
+        """Return views of the outputs in a host copy of the buffer, (nbytes,) uint8."""
         n, k, e = self.batch, self.rows, self.extra_columns
 
         def part(offset: int, items: int, dtype: type[np.generic]) -> npt.NDArray[np.generic]:

@@ -1,6 +1,6 @@
-// The structs that the host hands to the kernels. kernels/structs.py mirrors them field by field; a test compares
-// the offsets. Everything that varies from call to call is in Image, which lies in device memory, so that a captured
-// graph can be replayed with other images.
+// Parameters of the kernels. kernels/structs.py mirrors the structs field by field; a test compares the offsets.
+// Everything that varies between calls is in Image, in device memory, so that a captured graph can be replayed with
+// other images.
 #pragma once
 
 // One image of a batch: network coordinate = scale * source coordinate + shift.
@@ -13,9 +13,9 @@ struct Image {
     int left, top, right, bottom;  // network pixels that the image covers; the others hold pad_value
     int pad_value;
     int half_pixel;   // pixel centres at half-integers (cv2.resize), or at integers (cv2.warpAffine)
-    int replicate;    // beyond the image's edge: its edge pixel, or pad_value
-    float threshold;  // lowest stored heatmap value wanted
-    int top_k;        // at most so many detections; 0: none
+    int replicate;    // outside the image: its edge pixel, or pad_value
+    float threshold;  // minimum stored heatmap value
+    int top_k;        // maximum number of detections
     int reserved;
 };
 
@@ -41,7 +41,7 @@ struct ExtraHead {
     int half;  // element type: fp16, or fp32
     int kind, units, origin;
     int swap;    // pairs are (y, x)
-    int column;  // where its values begin in an output row
+    int column;  // first column of its values in an output row
     int reserved;
 };
 
@@ -50,7 +50,7 @@ struct DecodeParams {
     const void* box;           // [N][2 or 4][height][width]
     const void* offset;        // [N][2][height][width], or null
     const Image* images;       // [N]
-    unsigned* counters;        // [N][2]: keys handed on, blocks finished. Zero before the first launch and after each
+    unsigned* counters;        // [N][2]: keys in the list, blocks finished. Zero before the first launch and after each
     unsigned long long* keys;  // [N][gridDim.x][list_keys], any content
     int* count;                // [N]
     float* xyxy;               // [N][rows][4]
@@ -60,11 +60,11 @@ struct DecodeParams {
     double cell_offset;
     int classes, height, width;
     int stride;
-    int rows;         // output rows an image, at least its top_k
-    int list_keys;    // a block hands on at most so many keys; at least rows
-    int buffer_keys;  // keys that fit in shared memory; more than list_keys, and no less than its next power of two
+    int rows;         // output rows of an image, at least its top_k
+    int list_keys;    // most keys that a block appends to the list; at least rows
+    int buffer_keys;  // capacity in shared memory; more than list_keys, and at least its next power of two
     int logits;       // the score is the sigmoid of the stored value
-    int first;        // of a level peak keep only cells with no equal neighbour before them
+    int first;        // of a plateau keep only cells without an equal neighbour before them
     int clip;
     int box_encoding, box_cells, box_swap, box_half;
     int offset_half, offset_swap;

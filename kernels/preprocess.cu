@@ -1,12 +1,12 @@
-// uint8 images of different sizes -> the network's input, the whole batch in one launch. Grid (tiles, tiles, images).
+// uint8 images of different sizes -> network input, a whole batch in one launch. Grid (tiles, tiles, images).
 //
-// Bilinear sampling by the image's pixel-centre and edge rule, rounded to a grey level as OpenCV does, then a table look-up
-// for (level * scale - mean) / std: the table holds the host's own numbers, so equal grey levels give equal tensors.
+// Bilinear sampling by the image's rules for pixel centres and edges, rounded to a grey level as in OpenCV, then a
+// table look-up of (level * scale - mean) / std: the host computes the table, so equal grey levels give equal tensors.
 #include <cuda_fp16.h>
 
 #include "params.cuh"
 
-#ifndef DYNAMIC_SHARED  // the CPU harness brings its own
+#ifndef DYNAMIC_SHARED  // the CPU harness defines its own
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
@@ -15,7 +15,7 @@ const int TILE_HEIGHT = 16;
 const int THREADS = 256;
 const int LEVELS = 256;
 
-// Where one network column (or row) samples the source: `low` and `low + 1`, weight of the second.
+// Source columns (or rows) sampled by a network column (or row): `low` and `low + 1`, with the weight of the second.
 struct Sample {
     int low;
     float weight;
@@ -27,11 +27,11 @@ struct Tile {
     float level[3][LEVELS];
 };
 
-// Positions in float64: a tile has few of them, and float32 would be off by a grey level in large images.
+// In float64: a tile has few positions, and float32 would be off by a grey level in large images.
 static __device__ Sample sample_at(int net, double scale, double shift, int half_pixel, int size) {
     const double centre = half_pixel ? 0.5 : 0.0;
     double source = ((double)net + centre - shift) / scale - centre;
-    // Beyond one pixel outside nothing changes any more. Written so that a NaN, too, ends up in range.
+    // Farther than one pixel outside nothing changes. The comparisons bring a NaN into range, too.
     source = source > -2.0 ? source : -2.0;
     source = source < (double)size + 1.0 ? source : (double)size + 1.0;
     const double low = floor(source);
@@ -59,7 +59,7 @@ static __device__ __forceinline__ Bgr load_pixel(const Image& image, const unsig
         return pixel;
     }
     const unsigned char* from = pixels + (size_t)y * (size_t)image.pitch + (size_t)x * (size_t)image.channels;
-    const int step = image.channels == 1 ? 0 : 1;  // grey counts three times; a fourth channel is ignored
+    const int step = image.channels == 1 ? 0 : 1;  // grey is used three times; a fourth channel is ignored
 #pragma unroll
     for (int c = 0; c < 3; ++c) pixel.channel[c] = (float)__ldg(from + c * step);
     return pixel;
@@ -79,7 +79,7 @@ static __device__ __forceinline__ void sample_pixel(const Image& image, const un
     for (int i = 0; i < 3; ++i) {
         const float top = fmaf(column.weight, b.channel[i] - a.channel[i], a.channel[i]);
         const float bottom = fmaf(column.weight, d.channel[i] - c.channel[i], c.channel[i]);
-        level[i] = __float2int_rn(fmaf(row.weight, bottom - top, top));  // a mean of levels: within 0..255
+        level[i] = __float2int_rn(fmaf(row.weight, bottom - top, top));  // a weighted mean of levels: within 0..255
     }
 }
 
@@ -99,7 +99,7 @@ static __device__ __forceinline__ void preprocess(const PreprocessParams& p) {
         const int i = thread - TILE_WIDTH;
         tile.row[i] = sample_at(top + i, image.scale_y, image.shift_y, image.half_pixel, image.height);
     }
-    __syncthreads();
+    __syncthreads();  // barrier: tile is filled
     const size_t plane = (size_t)p.height * (size_t)p.width;
     T* output = (T*)p.output + 3 * (size_t)blockIdx.z * plane;
     const int x = left + thread % TILE_WIDTH;

@@ -1,14 +1,15 @@
-// The best K of a stream of keys, in shared memory: a bounded buffer that is cut back to its best whenever it holds too
-// many, and a level that rises with every cut. A key below the level cannot be among the best K.
+// Selection of the K largest of a stream of keys in shared memory: a bounded buffer that is cut back to its largest
+// keys whenever it holds too many, and a level that rises with every cut. A key below the level cannot be among the K
+// largest.
 //
-// A key is 64 bits: the value's bits in an order that integers keep, then the complement of the flat index. Keys are
-// distinct, and "larger key" is exactly "larger value, or equal value and smaller index": every answer below is unique,
-// whatever the order in which threads append.
+// A key has 64 bits: the value's bits, mapped so that unsigned integers sort like the values, then the complement of
+// the flat index. Keys are distinct, and "larger key" means exactly "larger value, or equal value and smaller index",
+// so every result below is unique, regardless of the order in which threads append.
 #pragma once
 
 typedef unsigned long long Key;
 
-// -0.0 becomes +0.0, so that the two order as the equals they are. Not for NaN.
+// Maps -0.0 to +0.0, so that the two compare equal. Not for NaN.
 static __device__ __forceinline__ Key make_key(float value, unsigned index) {
     const unsigned bits = __float_as_uint(value == 0.0f ? 0.0f : value);
     const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -27,16 +28,16 @@ static __device__ __forceinline__ float key_value(Key key) {
 const int DIGIT_BITS = 8;
 const int DIGITS = 1 << DIGIT_BITS;
 
-// Lies at the start of the block's dynamic shared memory; the key buffer follows.
+// At the start of the block's dynamic shared memory, before the key buffer.
 struct Selection {
-    Key level;       // keys below it are dropped; NaN bits (all ones) when nothing is wanted
-    unsigned count;  // keys appended so far; may run past the capacity, the excess is not stored
+    Key level;       // keys below it are dropped; all ones if no key is wanted
+    unsigned count;  // keys appended so far; may exceed the capacity, the excess is not stored
     unsigned digit, above, inside;
     unsigned base, last;
     unsigned histogram[DIGITS];
 };
 
-// Warp 0 finds the digit that holds the wanted-th largest key, counted from the highest digit down.
+// Finds the digit of the wanted-th largest key, counted from the highest digit down. Called by warp 0.
 static __device__ void find_digit(Selection& s, unsigned wanted) {
     const unsigned lane = threadIdx.x;
     const int each = DIGITS / 32;
@@ -58,21 +59,21 @@ static __device__ void find_digit(Selection& s, unsigned wanted) {
     }
 }
 
-// Cut `held` keys (more than `limit`, which is at least k) back to between k and `limit` of the largest, by radix
+// Cuts `held` keys (more than `limit`, which is at least k) back to between k and `limit` of the largest by radix
 // selection; the level becomes a lower bound of the k-th largest. Ends with a barrier.
 static __device__ void cut_back(Selection& s, Key* keys, unsigned held, unsigned k, unsigned limit) {
     Key prefix = 0, decided = 0;
     unsigned wanted = k;  // rank of the k-th largest among the keys that share the prefix
     for (int shift = 64 - DIGIT_BITS;; shift -= DIGIT_BITS) {
         for (unsigned i = threadIdx.x; i < DIGITS; i += blockDim.x) s.histogram[i] = 0;
-        __syncthreads();
+        __syncthreads();  // barrier: histogram is zero
         for (unsigned i = threadIdx.x; i < held; i += blockDim.x) {
             const Key key = keys[i];
             if ((key & decided) == prefix) atomicAdd(&s.histogram[(unsigned)(key >> shift) & (DIGITS - 1)], 1u);
         }
-        __syncthreads();
+        __syncthreads();  // barrier: digits are counted
         if (threadIdx.x < 32) find_digit(s, wanted);
-        __syncthreads();
+        __syncthreads();  // barrier: digit is chosen
         prefix |= (Key)s.digit << shift;
         decided |= (Key)(DIGITS - 1) << shift;
         wanted -= s.above;
@@ -83,18 +84,18 @@ static __device__ void cut_back(Selection& s, Key* keys, unsigned held, unsigned
         s.level = prefix;
         s.count = 0;
     }
-    // In place: a round writes only below the end of what has been read by then.
+    // In place: a round writes only below the end of the keys read so far.
     for (unsigned base = 0; base < held; base += blockDim.x) {
         const unsigned i = base + threadIdx.x;
         const Key key = i < held ? keys[i] : 0;
-        __syncthreads();
+        __syncthreads();  // barrier: keys of this round are read before any is written
         if (i < held && key >= prefix) keys[atomicAdd(&s.count, 1u)] = key;
     }
-    __syncthreads();
+    __syncthreads();  // barrier: cut is complete
 }
 
-// Every thread offers the keys key_of(bit) of its `pending` bits. Called by the whole block together, which has passed
-// a barrier since the selection was last changed; afterwards at most `limit` keys are held, and every thread may read s.
+// Appends the keys key_of(bit) of every thread's `pending` bits. Called by all threads of the block, after a barrier
+// since the last change of the selection; on return at most `limit` keys are held, and every thread may read s.
 template <typename KeyOf>
 static __device__ void offer(Selection& s, Key* keys, unsigned capacity, unsigned k, unsigned limit, unsigned pending,
                              KeyOf key_of) {
@@ -109,29 +110,29 @@ static __device__ void offer(Selection& s, Key* keys, unsigned capacity, unsigne
         }
         const int more = __syncthreads_or(pending != 0);
         const unsigned held = s.count < capacity ? s.count : capacity;
-        __syncthreads();  // all have read the count: from here on it may change
+        __syncthreads();  // barrier: all threads have read the count
         if (held > limit) cut_back(s, keys, held, k, limit);
-        if (!more) return;  // the buffer was full, so it was cut back: the rest finds room
+        if (!more) return;  // the buffer was full and has been cut back: retry with the rest
     }
 }
 
-// Sort `held` keys, largest first, when there is a thread for each: its key's place is the number of larger keys. Two
-// barriers instead of dozens. Ends with one.
+// Sorts `held` keys, largest first, with a thread for each: the position of a key is the number of larger keys. Takes
+// two barriers instead of dozens. Ends with a barrier.
 static __device__ void rank_keys(Key* keys, unsigned held) {
     const Key mine = threadIdx.x < held ? keys[threadIdx.x] : 0;
     unsigned larger = 0;
     for (unsigned i = 0; i < held; ++i) larger += keys[i] > mine;
-    __syncthreads();
+    __syncthreads();  // barrier: all keys are ranked
     if (threadIdx.x < held) keys[larger] = mine;
-    __syncthreads();
+    __syncthreads();  // barrier: keys are placed
 }
 
-// Sort `held` keys, largest first (bitonic). Ends with a barrier.
+// Sorts `held` keys, largest first (bitonic sort). Ends with a barrier.
 static __device__ void sort_keys(Key* keys, unsigned held) {
     unsigned size = 1;
     while (size < held) size *= 2;
     for (unsigned i = held + threadIdx.x; i < size; i += blockDim.x) keys[i] = 0;  // below every real key
-    __syncthreads();
+    __syncthreads();  // barrier: padding is zero
     for (unsigned run = 2; run <= size; run *= 2) {
         for (unsigned stride = run / 2; stride > 0; stride /= 2) {
             for (unsigned i = threadIdx.x; i < size / 2; i += blockDim.x) {
@@ -143,7 +144,7 @@ static __device__ void sort_keys(Key* keys, unsigned held) {
                     keys[high] = a;
                 }
             }
-            __syncthreads();
+            __syncthreads();  // barrier: sorting step is complete
         }
     }
 }

@@ -1,7 +1,6 @@
-"""The structs that the kernels take, field by field as in `params.cuh`.
+"""Image, PreprocessParams, DecodeParams: the kernels' parameters, field by field as in `params.cuh`.
 
-Addresses are device addresses as plain integers, 0 for none. All structs are plain bytes: `bytes(struct)` is what a
-launch or a copy to the device wants.
+Addresses are device addresses as integers, 0 for none. `bytes(struct)` is what a launch or a copy to the device takes.
 """
 
 import ctypes
@@ -12,7 +11,7 @@ MAX_EXTRA_HEADS = 16
 
 
 class BoxEncoding(IntEnum):
-    """How the box head gives the size: width and height, distances to the edges, or logarithms of width and height."""
+    """Encoding of the box head: width and height, distances to the edges, or logarithms of width and height."""
 
     WH = 0
     LTRB = 1
@@ -20,7 +19,7 @@ class BoxEncoding(IntEnum):
 
 
 class ExtraKind(IntEnum):
-    """Whether a further head's channels are handed on as they are, or decoded as points."""
+    """Whether the channels of an extra head are output as they are or decoded as points."""
 
     RAW = 0
     POINTS = 1
@@ -35,7 +34,7 @@ class ExtraUnits(IntEnum):
 
 
 class ExtraOrigin(IntEnum):
-    """Where the vectors of a head of points start: the integer cell, the centre, or the box's top-left corner."""
+    """Origin of the vectors of a head of points: the integer cell, the centre, or the box's top-left corner."""
 
     CELL = 0
     CENTRE = 1
@@ -45,9 +44,9 @@ class ExtraOrigin(IntEnum):
 class Image(ctypes.Structure):
     """One image of a batch: network coordinate = scale * source coordinate + shift.
 
-    `pixels`: device address of uint8 rows, `channels` (1, 3 or 4, blue first) packed, `pitch` bytes from row to row;
-    0 fills the input with `pad_value`. `left`, `top`, `right`, `bottom`: the network pixels that the image covers.
-    `threshold`: lowest stored heatmap value wanted. `top_k`: at most so many detections; 0 for none.
+    `pixels`: device address of uint8 rows of interleaved `channels` (1, 3 or 4, blue first), `pitch` bytes apart; 0 fills
+    the input with `pad_value`. `left`, `top`, `right`, `bottom`: network pixels that the image covers. `threshold`:
+    minimum stored heatmap value. `top_k`: maximum number of detections.
     """
 
     _fields_ = (
@@ -74,7 +73,7 @@ class Image(ctypes.Structure):
 
 
 class PreprocessParams(ctypes.Structure):
-    """What `preprocess_half` and `preprocess_float` take.
+    """Parameters of `preprocess_half` and `preprocess_float`.
 
     `images`: Image[N]. `levels`: float32 [3][256], the tensor value of each grey level, in the tensor's channel order.
     `output`: (N, 3, height, width) fp16 or fp32. `rgb`: 1 when the tensor's first channel is red.
@@ -92,7 +91,7 @@ class PreprocessParams(ctypes.Structure):
 
 
 class ExtraHead(ctypes.Structure):
-    """A further head: (N, channels, H, W); its values begin at `column` of every row of the `extra` output."""
+    """An extra head (N, channels, H, W); its values start at `column` of every row of the `extra` output."""
 
     _fields_ = (
         ("data", c_uint64),
@@ -108,10 +107,10 @@ class ExtraHead(ctypes.Structure):
 
 
 class DecodeParams(ctypes.Structure):
-    """What `decode_half` and `decode_float` take; the entry point says the heatmap's type, `..._half` the others'.
+    """Parameters of `decode_half` and `decode_float`, named by the heatmap's type; fields `..._half` give the other types.
 
     Inputs: `heatmap` (N, classes, H, W), `box` (N, 2 or 4, H, W), `offset` (N, 2, H, W) or 0, `images` Image[N].
-    Workspace: `counters` uint32[N][2], zero before the first launch and left zero by each; `keys` of any content.
+    Workspace: `counters` uint32[N][2], zero before the first launch and after each; `keys` of any content.
     Outputs: `count` int32[N], `xyxy` float32[N][rows][4], `score` float32[N][rows], `label` int32[N][rows],
     `extra` float32[N][rows][extra_columns].
     """

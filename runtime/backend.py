@@ -1,6 +1,6 @@
 """The interface of an inference backend (GPU or CPU), its options and its memory use."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, Self
 
@@ -18,19 +18,24 @@ from centernet_trt.runtime.profiles import Profiles
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes held, by purpose; `weights` is the size of the plan's file, about what the engine takes."""
+    """Memory that a backend has allocated, in bytes.
+
+    Attributes:
+        device: bytes on the GPU by purpose; `weights` is the size of the plan's file, about what the engine takes.
+        pinned: bytes of pinned host memory by purpose.
+    """
 
     device: dict[str, int] = field(default_factory=dict)
     pinned: dict[str, int] = field(default_factory=dict)
 
     @property
     def device_total(self) -> int:
-        """All device memory."""
+        """Total bytes on the GPU."""
         return sum(self.device.values())
 
     @property
     def pinned_total(self) -> int:
-        """All page-locked host memory."""
+        """Total bytes of pinned host memory."""
         return sum(self.pinned.values())
 
     def __str__(self) -> str:
@@ -46,13 +51,21 @@ class MemoryUse:
 
 
 LoadedImage = BgrImage | DeviceImage
-"""An image that can be used: (H, W, 3) uint8 on the host, blue first, or one in GPU memory."""
+"""A validated image: (H, W, 3) uint8 on the host, blue first, or one in GPU memory."""
 
 Heads = dict[str, npt.NDArray[np.floating]]
+"""Head tensors on the host, by name; float32 or float16."""
 
 
 class InferenceRequest(NamedTuple):
-    """An image laid into the network input, and what is asked of it; None stands for the spec's."""
+    """An image to run, and the options that its decode needs.
+
+    Attributes:
+        image: on the host or in GPU memory.
+        placement: of the image in the network input.
+        threshold: lowest score to return, 0..1; None for the spec's.
+        top_k: maximum number of detections; None for the spec's.
+    """
 
     image: LoadedImage
     placement: Placement
@@ -63,13 +76,25 @@ class InferenceRequest(NamedTuple):
 Batch = Sequence[InferenceRequest]
 """Images whose placements share one network size."""
 
+Mark = Callable[[str], None]
+"""Called at the end of each stage of a batch, with the stage's name."""
+
+
+def ignore_mark(stage: str) -> None:
+    """Do nothing at the end of a stage."""
+
 
 class Backend(Protocol):
     """Runs a bundle. Safe to use from many threads; close it."""
 
     @property
     def note(self) -> str:
-        """What the user must know about how the network is run; empty for a TensorRT engine on a GPU."""
+        """A remark for the user on how the network runs; empty for a TensorRT engine on a GPU."""
+        ...
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that `run` marks, in order."""
         ...
 
     @property
@@ -79,18 +104,27 @@ class Backend(Protocol):
 
     @property
     def memory(self) -> MemoryUse:
-        """What is allocated on the GPU and in page-locked memory."""
+        """Bytes allocated on the GPU and in pinned memory."""
         ...
 
     def check_image(self, image: LoadedImage) -> None:
         """Raise InputError for an image that this backend does not take."""
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
-        """An image of any content, (height, width, 3) uint8, in the memory that this backend reads fastest."""
+        """An uninitialised image (height, width, 3) uint8 in the memory that this backend reads fastest."""
         ...
 
-    def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
-        """Detections of the images of every batch, each of `max_batch` images at most."""
+    def run(self, batches: Iterable[Batch], mark: Mark | None = None) -> list[list[Detections]]:
+        """Run batches of at most `max_batch` images.
+
+        Args:
+            batches: images each whose placements share one network size.
+            mark: called at the end of every stage of every batch, as `stages` names them; the batches then run one
+                after the other. A stage's work is done when it is marked (host), or enqueued on the stream (GPU).
+
+        Returns:
+            For every batch, the detections of each of its images.
+        """
         ...
 
     def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
@@ -98,10 +132,10 @@ class Backend(Protocol):
         ...
 
     def warm(self, batches: Iterable[Batch]) -> None:
-        """Do whatever the first run of each batch's shape would do."""
+        """Do ahead of time what the first run of each batch's shape would do."""
 
     def close(self) -> None:
-        """Finish what is under way, then free everything. May be called twice."""
+        """Finish the batches in flight, then free everything. May be called twice."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +143,17 @@ class GpuOptions:
     """Settings of `Detector.load`.
 
     Attributes:
-        device: number among the visible GPUs, or UUID.
-        streams: batches under way at once; each has buffers of its own.
-        max_batch: images in a batch; None for the most that the bundle was built for.
-        cuda_graph: record each shape's work as a CUDA graph.
-        max_graphs: shapes kept by each stream; beyond it the one used longest ago is forgotten.
-        max_pixels: of the largest image that comes from the host.
-        spin: wait for the GPU without sleeping: some microseconds faster, at the price of a busy core.
-        binding: Python package for the driver; `auto` takes PyCUDA where it is installed.
+        device: the GPU, by number among the visible ones or by UUID.
+        streams: batches in flight at once; each has its own buffers.
+        max_batch: maximum number of images in a batch; None for the largest that the bundle was built for.
+        cuda_graph: capture the work of each shape as a CUDA graph.
+        max_graphs: CUDA graphs kept per stream; the least recently used is dropped.
+        max_pixels: width * height of the largest image uploaded from the host.
+        spin: busy-wait for the GPU: some microseconds faster, but it occupies a core.
+        binding: Python package for the driver; `auto` takes PyCUDA if it is installed.
+
+    Raises:
+        InputError: a number less than 1.
     """
 
     device: int | str = 0
@@ -132,19 +169,22 @@ class GpuOptions:
         for name in ("streams", "max_batch", "max_graphs", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"{name} is {value}, at least 1 was expected")
+                raise InputError(f"expected at least 1 as {name}, got {value}")
 
     def within(self, profiles: Profiles) -> Self:
-        """The options with the largest batch filled in, and held to what the bundle was built for.
+        """Fill in the largest batch, and check it against what the bundle was built for.
+
+        Args:
+            profiles: of the bundle.
 
         Raises:
-            InputError: `max_batch` is outside.
+            InputError: no profile contains `max_batch`.
         """
         batches = [profile.batch for profile in profiles]
         wanted = max(batch.max for batch in batches) if self.max_batch is None else self.max_batch
         if not any(wanted in batch for batch in batches):
             raise InputError(
-                f"max_batch is {wanted}; the engine was built for batches {' or '.join(map(str, batches))}",
+                f"expected a max_batch that the engine was built for ({' or '.join(map(str, batches))}), got {wanted}",
                 "rebuild the bundle with another --batch",
             )
         return replace(self, max_batch=wanted)

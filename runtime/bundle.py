@@ -22,17 +22,28 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class EngineBundle:
-    """A checked bundle: its folder and its manifest."""
+    """An engine bundle on disk whose files have been checked.
+
+    Attributes:
+        path: the folder.
+        manifest: what `manifest.json` says: the spec, how the bundle was built, and its files.
+    """
 
     path: Path
     manifest: Manifest
 
     @classmethod
     def load(cls, path: str | Path) -> "EngineBundle":
-        """Read a bundle and hold every file to the manifest's size and SHA-256.
+        """Read a bundle and check every file's size and SHA-256 against the manifest.
+
+        Args:
+            path: the bundle's folder.
+
+        Returns:
+            The bundle; nothing is loaded onto a GPU yet.
 
         Raises:
-            BundleError: no bundle there, a manifest that is damaged or of another schema, a file missing or changed.
+            BundleError: there is no bundle, its manifest is damaged or of another schema, or a file is missing or changed.
         """
         folder = Path(path)
         manifest = _read_manifest(folder)
@@ -43,7 +54,7 @@ class EngineBundle:
 
     @property
     def model_path(self) -> Path:
-        """The typed ONNX graph."""
+        """Path of the typed ONNX graph that the plans were built from."""
         return self.path / self.manifest.model.file
 
     def _check(self, record: FileRecord) -> None:
@@ -55,7 +66,7 @@ class EngineBundle:
         size = path.stat().st_size
         if size != record.bytes:
             raise BundleError(
-                f"{path} has {size} bytes, the manifest says {record.bytes}: it is truncated or was changed",
+                f"expected {record.bytes} bytes in {path}, got {size}: it is truncated or was changed",
                 self._rebuild_hint(),
             )
         if sha256_file(path) != record.sha256:
@@ -80,7 +91,7 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise BundleError(
-            f"{folder} is a file, a bundle's folder was expected",
+            f"expected a bundle's folder, got the file {folder}",
             "build one: centernet-trt build MODEL.onnx --spec PRESET",
         ) from None
     except OSError as error:
@@ -91,7 +102,7 @@ def _read_manifest(folder: Path) -> Manifest:
     if found_schema != SCHEMA:
         newer = isinstance(found_schema, int) and found_schema > SCHEMA
         raise BundleError(
-            f"{path} has schema {found_schema!r}, this version reads schema {SCHEMA}",
+            f"expected schema {SCHEMA} in {path}, got {found_schema!r}",
             "install a newer centernet-trt" if newer else "rebuild the bundle",
         )
     try:
@@ -103,25 +114,28 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def record_file(path: Path) -> FileRecord:
-    """Name, size and SHA-256 of a file."""
+    """Record the name, size and SHA-256 of a file."""
     return FileRecord(file=path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` to write into; it takes the target's place when the block ends without an error.
+    """Yield a new folder beside `target`, which replaces the target when the block ends without an error.
 
-    The exchange is one system call where the file system has it (Linux renameat2). On an error or an interrupt
-    the new folder is removed and the target is as it was.
+    The exchange is one system call if the file system supports it (Linux renameat2). On an error or an interrupt the
+    new folder is removed and the target stays as it was.
+
+    Args:
+        target: the bundle's folder; its parents are created.
 
     Raises:
-        BundleError: the target is no bundle (it would be lost), or its parent cannot be written to.
+        BundleError: the target holds something other than a bundle, or its parent cannot be written to.
     """
     _refuse_to_lose(target)
     try:
@@ -140,7 +154,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         _take_place(work, target)
     except OSError as error:
         raise BundleError(
-            f"writing the bundle {target} failed: {error}", "the earlier bundle, if any, is whole"
+            f"writing the bundle {target} failed: {error}", "the earlier bundle, if any, is unchanged"
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -159,7 +173,7 @@ def _refuse_to_lose(target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the file on disk before the rename makes it visible."""
+    """Write a file through to the disk before the rename makes it visible."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,7 +182,7 @@ def _flush(path: Path) -> None:
 
 
 def _take_place(work: Path, target: Path) -> None:
-    """Put `work` at `target`; afterwards `work` holds what was at the target, if anything."""
+    """Move `work` to `target`; afterwards `work` is what was at the target, if anything."""
     if not target.exists():
         work.rename(target)
     elif not _exchange(work, target):
@@ -183,7 +197,7 @@ def _take_place(work: Path, target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders in one step (renameat2 with RENAME_EXCHANGE); False where that is not to be had."""
+    """Swap two folders in one step (renameat2 with RENAME_EXCHANGE); False if that is not supported."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):

@@ -13,12 +13,15 @@ from centernet_trt.errors import BackendError, InputError
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """The objects found in one image, best first; immutable, with `len()`, slices, masks and index arrays.
 
-    `xyxy`: (N, 4) float32, left, top, right, bottom in source-image pixels.
-    `score`: (N,) float32. `label`: (N,) int32, index of the class.
-    `extra`: further heads, each (N, C) float32.
-    `class_names` and `category_ids` come from the spec and may be empty.
+    Attributes:
+        xyxy: (N, 4) float32 boxes: left, top, right, bottom in pixels of the source image.
+        score: (N,) float32, 0..1, descending.
+        label: (N,) int32 class indices.
+        extra: further heads by name, each (N, C) float32; points are x0, y0, x1, y1, ... in source-image pixels.
+        class_names: names by class index, from the spec; may be empty.
+        category_ids: COCO category ids by class index, from the spec; may be empty.
     """
 
     xyxy: npt.NDArray[np.float32]
@@ -32,7 +35,11 @@ class Detections:
         return len(self.score)
 
     def __getitem__(self, rows: Any) -> "Detections":
-        """The rows that a slice, a mask or an index array names, in that order."""
+        """Select rows.
+
+        Args:
+            rows: a row number, slice, boolean mask (N,) or index array.
+        """
         if isinstance(rows, (int, np.integer)):
             rows = [rows]
         return Detections(
@@ -45,15 +52,28 @@ class Detections:
         )
 
     def name_of(self, row: int) -> str:
-        """The class name of a row, or its number where the spec has no names."""
+        """Name a detection's class.
+
+        Args:
+            row: index of the detection, 0..N-1.
+
+        Returns:
+            The class name, or the class index as text if the spec has no names.
+        """
         label = int(self.label[row])
         return self.class_names[label] if self.class_names else str(label)
 
     def of_classes(self, classes: Sequence[int | str]) -> "Detections":
-        """Only detections of these classes, given by index or by name.
+        """Keep only the detections of some classes.
+
+        Args:
+            classes: class indices or names.
+
+        Returns:
+            The detections of these classes, in the same order.
 
         Raises:
-            InputError: a name that the spec does not have, or an index out of range.
+            InputError: the spec has no class of that name or index.
         """
         return self[np.isin(self.label, [self._class_index(c) for c in classes])]
 
@@ -62,16 +82,23 @@ class Detections:
             if wanted in self.class_names:
                 return self.class_names.index(wanted)
             raise InputError(
-                f"there is no class {wanted!r}", f"classes are: {', '.join(self.class_names) or 'unnamed'}"
+                f"there is no class {wanted!r}",
+                f"the classes are: {', '.join(self.class_names) or 'unnamed'}",
             )
         if wanted < 0 or (self.class_names and wanted >= len(self.class_names)):
-            raise InputError(f"there is no class {wanted}, expected 0..{len(self.class_names) - 1}")
+            expected = f"0..{len(self.class_names) - 1}" if self.class_names else "0 or more"
+            raise InputError(f"there is no class {wanted}: expected {expected}")
         return int(wanted)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Rows of a COCO results file: box as x, y, width, height, full precision.
+        """Convert to the rows of a COCO results file.
 
-        `category_id` is the spec's id of the class, or label + 1 where the spec has none.
+        Args:
+            image_id: the image's id in the ground truth.
+
+        Returns:
+            A dict per detection: `image_id`; `category_id`, the spec's id of the class, or label + 1 if it has none;
+            `bbox`, [x, y, width, height] in pixels at full precision; `score`.
         """
         ids = self.category_ids
         rows = []
@@ -89,7 +116,12 @@ class Detections:
         return rows
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One plain dict a detection: box (xyxy), score, label, name and the extra heads."""
+        """Convert to plain Python values for JSON.
+
+        Returns:
+            A dict per detection: `box` ([left, top, right, bottom] in pixels), `score`, `label`, `name`, and a list of
+            numbers per extra head.
+        """
         return [
             {
                 "box": self.xyxy[row].astype(float).tolist(),
@@ -102,10 +134,10 @@ class Detections:
         ]
 
     def to_supervision(self) -> Any:
-        """A `supervision.Detections` of the same boxes, extra heads and class names in its `data`.
+        """Convert to a `supervision.Detections`; extra heads and class names go to its `data`.
 
         Raises:
-            BackendError: the package supervision is not installed (it is no dependency of this one).
+            BackendError: the package supervision is not installed (it is not a dependency of this one).
         """
         try:
             import supervision
@@ -122,16 +154,21 @@ class Detections:
         )
 
     def draw(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A copy of the image (H, W, 3) uint8, blue first, with boxes, labels and points drawn on it."""
+        """Draw boxes, labels and points on a copy of an image; the best are drawn on top.
 
+        Line and text sizes follow the image's size. Extra heads named `landmarks` or `keypoints` are drawn as dots.
+
+        Args:
+            image: (H, W, 3) uint8, blue first; the image that was detected in. It is not changed.
+
+        Returns:
+            The copy, (H, W, 3) uint8.
+        """
         return draw_detections(image, self)
 
 
 def draw_detections(image: npt.NDArray[np.uint8], detections: Detections) -> npt.NDArray[np.uint8]:
-    """A copy of the image (H, W, 3) uint8, blue first, with boxes, labels and points; the best are drawn on top.
-
-    Line and text sizes follow the image's size. Extra heads named `landmarks` or `keypoints` are drawn as dots.
-    """
+    """Draw detections on a copy of an image: see `Detections.draw`."""
     canvas = np.ascontiguousarray(image).copy()
     thick = max(1, round(min(canvas.shape[:2]) / 300))
     for row in reversed(range(len(detections))):
@@ -151,7 +188,7 @@ def draw_detections(image: npt.NDArray[np.uint8], detections: Detections) -> npt
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """A colour (blue, green, red) for a class: hues a golden ratio apart, so that near labels differ."""
+    """Return a colour (blue, green, red) for a class: hues a golden ratio apart, so that near labels differ."""
     hue = int(180 * (label * 0.618034 % 1))
     pixel = cv2.cvtColor(np.array([[[hue, 200, 230]]], dtype=np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
     return int(pixel[0]), int(pixel[1]), int(pixel[2])
@@ -167,7 +204,7 @@ def _label(
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.4 + 0.12 * thick
     weight = max(1, thick // 2)
     (width, height), base = cv2.getTextSize(text, font, scale, weight)
-    # Kept inside the picture: a label above the upper border would not be seen.
+    # Keep the label inside the image, where it can be seen.
     x = min(max(corner[0], 0), max(canvas.shape[1] - width, 0))
     y = min(max(corner[1], height + base), canvas.shape[0])
     cv2.rectangle(canvas, (x, y - height - base), (x + width, y), colour, -1)
@@ -177,12 +214,15 @@ def _label(
 def greedy_nms(
     xyxy: npt.NDArray[np.float32], label: npt.NDArray[np.int32], iou: float
 ) -> npt.NDArray[np.int64]:
-    """Rows that stay, ascending: a box goes when an earlier box of its class that stays overlaps it by more than `iou`.
+    """Greedy non-maximum suppression within each class.
 
     Args:
         xyxy: (N, 4) boxes, best first.
-        label: (N,) class of each.
-        iou: intersection over union above which the later box goes.
+        label: (N,) class indices.
+        iou: a box is dropped if an earlier box of its class that was kept overlaps it by more than this.
+
+    Returns:
+        Indices of the boxes kept, ascending.
     """
     side = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 0)
     area = side[:, 0] * side[:, 1]

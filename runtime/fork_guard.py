@@ -11,19 +11,19 @@ _hooked = False
 
 
 def check_owner(owner: int, what: str) -> None:
-    """Refuse the use of something in a process other than the one that made it.
+    """Raise an error if this process is not the one that made an object.
 
     Args:
-        owner: `os.getpid()` when it was made.
-        what: its name, for the message.
+        owner: `os.getpid()` when the object was made.
+        what: name of the object, for the message.
 
     Raises:
-        BackendError: this is another process, a fork of the owner.
+        BackendError: this is another process, forked from the owner.
     """
     here = os.getpid()
     if here != owner:
         raise BackendError(
-            f"{what} was made in process {owner} and is used in process {here}, its fork",
+            f"{what} was made in process {owner} and cannot be used in process {here}, its fork",
             "load it after the fork, in each process, or start the processes with the method 'spawn'",
         )
 
@@ -33,8 +33,8 @@ def guard_forks(holder: object) -> None:
 
     ONNX Runtime 1.31 (seen on Linux) crashes or hangs when a forked child destroys a session, and again in the
     library's static destructors: both join threads that the child does not have. So in a child the holder is never
-    freed, and the exit handlers that native libraries registered before the fork are left out, as `multiprocessing`
-    does with `os._exit`. Python's own clean-up runs as ever.
+    freed, and the exit handlers that native libraries registered before the fork are skipped, as `multiprocessing`
+    does with `os._exit`. Python's own clean-up still runs.
 
     Args:
         holder: the object whose destruction frees the resources; must allow weak references.
@@ -50,8 +50,8 @@ def _in_child() -> None:
     for holder in list(_holders):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(holder))
     libc = ctypes.CDLL(None)
-    if _holders and hasattr(libc, "on_exit"):  # glibc has it; elsewhere nothing is changed
-        # Handlers run last in, first out: these two before all that was inherited. First the C streams are flushed,
-        # then `_exit` gets the exit status as its argument, because on_exit hands it on.
+    if _holders and hasattr(libc, "on_exit"):  # glibc only
+        # Handlers run last in, first out: these two before all inherited ones. First the C streams are flushed, then
+        # `_exit` gets the exit status, which on_exit passes as the first argument.
         libc.on_exit(libc._exit, None)
         libc.__cxa_atexit(libc.fflush, None, None)

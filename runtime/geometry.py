@@ -1,6 +1,6 @@
-"""Where a source image lies in the network input, for every resize policy.
+"""Placement: where a source image goes in the network input, for every resize policy.
 
-One `Placement` describes it for the host and for the CUDA kernels alike.
+The host and the CUDA kernels use the same one.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,28 @@ from centernet_trt.runtime.spec import InputSpec, KeepRes, Letterbox, Stretch
 class Placement:
     """The map from source-image coordinates to network-input coordinates: net = scale * source + shift.
 
-    Boxes use it as it stands. Pixels are sampled at source = (net + h - shift) / scale - h, where h is 0.5 with
+    Boxes are mapped by its inverse. Pixels are sampled at source = (net + h - shift) / scale - h, where h is 0.5 with
     `half_pixel` (cv2.resize) and 0 without (cv2.warpAffine).
 
     The image covers the network pixels [left, right) x [top, bottom); the rest holds `pad_value`. Inside,
     a sample beyond the image's edge repeats the edge pixel when `replicate`, and is `pad_value` when not.
 
-    `source_width` and `source_height` are the image's size, `width` and `height` the network input's, in pixels.
+    Attributes:
+        source_width: width of the image, in pixels.
+        source_height: height of the image, in pixels.
+        width: width of the network input, in pixels.
+        height: height of the network input, in pixels.
+        scale_x: horizontal scale, network pixels per source pixel.
+        scale_y: vertical scale, likewise.
+        shift_x: horizontal shift, in network pixels.
+        shift_y: vertical shift, in network pixels.
+        half_pixel: whether pixel centres are at half-integers.
+        replicate: whether samples beyond the image's edge repeat the edge pixel.
+        left: first column that the image covers.
+        top: first row that the image covers.
+        right: column after the last that it covers.
+        bottom: row after the last that it covers.
+        pad_value: grey level of the rest, 0..255.
     """
 
     source_width: int
@@ -41,11 +56,18 @@ class Placement:
     pad_value: int
 
     def matrix(self) -> npt.NDArray[np.float64]:
-        """The 2x3 affine matrix from source to network coordinates, as cv2.warpAffine takes it."""
+        """Return the (2, 3) affine matrix from source to network coordinates, as for cv2.warpAffine."""
         return np.array([[self.scale_x, 0.0, self.shift_x], [0.0, self.scale_y, self.shift_y]])
 
     def to_source(self, points: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-        """Network-input points (..., 2) as (x, y) -> source-image points, float32 (computed in float64)."""
+        """Map points from the network input to the source image.
+
+        Args:
+            points: (..., 2) as (x, y), in network-input pixels.
+
+        Returns:
+            (..., 2) float32 in source-image pixels, computed in float64.
+        """
         scale = np.array([self.scale_x, self.scale_y])
         shift = np.array([self.shift_x, self.shift_y])
         source: npt.NDArray[np.float64] = (points.astype(np.float64) - shift) / scale
@@ -53,9 +75,14 @@ class Placement:
 
 
 def place(spec: InputSpec, source_width: int, source_height: int) -> Placement:
-    """Lay an image of this size, in pixels, into the network input, by the spec's size rule and resize policy.
+    """Compute where an image goes in the network input, by the spec's size rule and resize policy.
 
     Source of `fix_res` and `keep_res`: the official `BaseDetector.pre_process` and `get_affine_transform`.
+
+    Args:
+        spec: input part of the model spec.
+        source_width: width of the image, in pixels.
+        source_height: height of the image, in pixels.
     """
     width, height = spec.size.network_size(source_width, source_height)
     policy = spec.resize

@@ -22,15 +22,22 @@ from centernet_trt.runtime.tta.augment import Augmentation, TestTimeAugmentation
 
 @dataclass(frozen=True, slots=True)
 class DetectOptions:
-    """The lowest score, the classes, the most detections, None for the spec's; the augmentation, None for none."""
+    """Validated options of one call.
+
+    Attributes:
+        threshold: lowest score to return; None for the spec's.
+        classes: classes to return, by index or name; None for all.
+        top_k: maximum number of detections; None for the spec's.
+        tta: test-time augmentation; None for none.
+    """
 
     threshold: float | None = None
     classes: tuple[int | str, ...] | None = None
     top_k: int | None = None
     tta: TestTimeAugmentation | None = None
 
-    def chosen(self, found: Detections) -> Detections:
-        """The detections of the classes asked for; threshold and top_k have been seen to by the decode."""
+    def filter_classes(self, found: Detections) -> Detections:
+        """Keep the detections of `classes`; threshold and top_k are applied by the decoder."""
         return found if self.classes is None else found.of_classes(self.classes)
 
 
@@ -44,18 +51,27 @@ def validate_options(
     top_k: int | None,
     tta: Augmentation | None,
 ) -> DetectOptions:
-    """The arguments of a call, checked.
+    """Check the options of a call.
+
+    Args:
+        spec: of the bundle; it has the classes.
+        threshold: see `Detector.detect`, as the others.
+        classes: by index or name.
+        top_k: 1..1024.
+        tta: a name or a `TestTimeAugmentation`.
+
+    Returns:
+        The same options.
 
     Raises:
-        InputError: a threshold that is no score, a class that the spec does not have, a top_k out of range, or no such
-            augmentation.
+        InputError: a threshold or top_k out of range, an unknown class, or an unknown augmentation.
     """
     if threshold is None and classes is None and top_k is None and tta is None:
         return PLAIN
     if threshold is not None and not 0 <= threshold <= 1:
-        raise InputError(f"threshold is {threshold}, a score from 0 to 1 was expected")
+        raise InputError(f"expected a threshold of 0 to 1, got {threshold}")
     if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
-        raise InputError(f"top_k is {top_k}, 1 to {MAX_TOP_K} was expected")
+        raise InputError(f"expected a top_k of 1 to {MAX_TOP_K}, got {top_k}")
     if classes is not None:
         none = np.zeros(0, dtype=np.float32)
         Detections(none.reshape(0, 4), none, none.astype(np.int32), {}, spec.class_names).of_classes(classes)
@@ -69,15 +85,24 @@ Result = TypeVar("Result")
 
 
 class BatchError(InputError):
-    """Some images of a batch failed; `results` has the detections of the others, and the errors in their places."""
+    """Some images of a batch are invalid.
+
+    Attributes:
+        results: one entry per image, in order: its detections, or its error.
+    """
 
     def __init__(self, results: "list[Detections | CenterNetError]") -> None:
+        """Describe the errors among the results.
+
+        Args:
+            results: see the class.
+        """
         self.results = results
         failed = {row: result for row, result in enumerate(results) if isinstance(result, CenterNetError)}
         lines = [f"  image {row}: {error.message}" for row, error in failed.items()]
         super().__init__(
             f"{len(failed)} of {len(results)} images failed:\n" + "\n".join(lines),
-            "pass errors='return' to get the errors in the list, beside the other images' detections",
+            "pass errors='return' to get each error in its image's place in the list",
         )
 
     def __reduce__(self) -> tuple[type["BatchError"], tuple[object, ...]]:  # type: ignore[override]
@@ -85,11 +110,11 @@ class BatchError(InputError):
 
 
 def network_batches(images: Mapping[int, Placed], largest: int) -> list[dict[int, Placed]]:
-    """Cut images into batches of one network size and at most `largest` images.
+    """Group images into batches of one network size and at most `largest` images.
 
     Args:
-        images: by their row in the caller's list.
-        largest: images in a batch.
+        images: by index in the caller's list.
+        largest: maximum number of images in a batch.
     """
     sizes: dict[tuple[int, int], dict[int, Placed]] = {}
     for row, (image, placement) in images.items():
@@ -105,28 +130,37 @@ def network_batches(images: Mapping[int, Placed], largest: int) -> list[dict[int
 def run_in_batches(
     images: Mapping[int, Placed], options: DetectOptions, backend: Backend
 ) -> dict[int, Detections]:
-    """Detections of placed images, both by their row in the caller's list.
+    """Run placed images in batches.
+
+    Args:
+        images: by index in the caller's list.
+        options: threshold, classes and top_k for all of them.
+        backend: runs the batches.
+
+    Returns:
+        The detections, by the same index.
 
     Raises:
         BackendError: the network failed.
     """
     batches = network_batches(images, backend.max_batch)
-    asked = [
+    requests = [
         [InferenceRequest(*placed, options.threshold, options.top_k) for placed in batch.values()]
         for batch in batches
     ]
     results: dict[int, Detections] = {}
-    for batch, found in zip(batches, backend.run(asked), strict=True):
-        results.update(zip(batch, map(options.chosen, found), strict=True))
+    for batch, found in zip(batches, backend.run(requests), strict=True):
+        results.update(zip(batch, map(options.filter_classes, found), strict=True))
     return results
 
 
 def map_collecting_errors(
     images: Sequence[Source], work: Callable[[Source], Result]
 ) -> tuple[dict[int, Result], dict[int, CenterNetError]]:
-    """Do something to every image -> the results and the errors, each by the image's row.
+    """Apply a function to every image, collecting the InputErrors; any other error is raised.
 
-    What raises an InputError is the matter of that image; any other error is raised.
+    Returns:
+        The results and the errors, each by the image's index.
     """
     done: dict[int, Result] = {}
     failed: dict[int, CenterNetError] = {}
@@ -139,28 +173,28 @@ def map_collecting_errors(
 
 
 _BYTE = np.dtype(np.uint8)
-_REMEMBERED = 256  # sizes; beyond it all are forgotten
+_MAX_CACHED_SIZES = 256  # beyond it the cache is cleared
 
 
 class InputPreparer:
-    """What one bundle does with an image before any backend sees it. Safe to use from many threads."""
+    """Reads, checks and places images for one bundle. Safe to use from many threads."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        # A camera's pictures are all of one size, and a placement costs as much Python as a launch.
+        # A camera's images are all of one size, and computing a placement costs as much Python as a launch.
         self._placements: dict[tuple[int, int], Placement] = {}
 
     def prepare(
         self, source: ImageSource, check: Callable[[LoadedImage], None]
     ) -> tuple[LoadedImage, Placement]:
-        """The image and where it lies in the network's input.
+        """Load an image and place it in the network input.
 
         Args:
             source: see `Detector.detect`.
-            check: raises InputError for an image that the backend does not take.
+            check: raises InputError for an image that the backend does not accept.
 
         Raises:
-            InputError: it cannot be used.
+            InputError: the image is invalid.
         """
         image: LoadedImage
         if isinstance(source, np.ndarray):  # which has DLPack as well
@@ -172,10 +206,10 @@ class InputPreparer:
         return image, self._placements.get((width, height)) or self.place(width, height)
 
     def place(self, width: int, height: int) -> Placement:
-        """Where an image of this size, in pixels, lies in the network's input.
+        """Compute where an image of this size, in pixels, goes in the network input.
 
         Raises:
-            InputError: it needs an input that the bundle was not built for.
+            InputError: the bundle was not built for the input size that this needs.
         """
         placement = place(self._manifest.spec.input, width, height)
         check_size(
@@ -185,7 +219,7 @@ class InputPreparer:
             lambda: f"an image of {width}x{height} pixels",
             "scale the image down, or rebuild the bundle with wider --width and --height",
         )
-        if len(self._placements) >= _REMEMBERED:
+        if len(self._placements) >= _MAX_CACHED_SIZES:
             self._placements.clear()
         self._placements[width, height] = placement
         return placement
@@ -193,15 +227,15 @@ class InputPreparer:
     def blank_batches(
         self, sizes: Sequence[tuple[int, int]] | None, batches: Sequence[int] | None, largest: int
     ) -> list[list[InferenceRequest]]:
-        """Batches of black images, to warm up with.
+        """Make batches of black images for a warm-up.
 
         Args:
             sizes: (width, height) in pixels; None for the size that each profile is tuned for.
-            batches: how many images each; None for 1 and the largest batch.
-            largest: most images that run at once.
+            batches: batch sizes; None for 1 and the largest.
+            largest: maximum number of images that run at once.
 
         Raises:
-            InputError: a size or a batch that the bundle was not built for.
+            InputError: the bundle was not built for a size or batch.
         """
         profiles = self._manifest.profiles
         runs: list[list[InferenceRequest]] = []
@@ -210,14 +244,14 @@ class InputPreparer:
             most = min(largest, largest_batch(profiles, placement.height, placement.width))
             counts = sorted({1, most}) if batches is None else batches
             if any(not 1 <= count <= most for count in counts):
-                raise InputError(f"batches are {list(counts)}, 1 to {most} images were expected")
+                raise InputError(f"expected batches of 1 to {most} images, got {list(counts)}")
             image = np.zeros((height, width, 3), np.uint8)
             runs += [[InferenceRequest(image, placement)] * count for count in counts]
         return runs
 
 
 def _is_ready(array: npt.NDArray[Any]) -> bool:
-    """Whether an array is what `as_bgr` would return for it, as most are."""
+    """Whether `as_bgr` would return the array itself, as for most."""
     shape = array.shape
     return (
         len(shape) == 3
@@ -229,14 +263,14 @@ def _is_ready(array: npt.NDArray[Any]) -> bool:
 
 
 def host_image(source: ImageSource) -> BgrImage:
-    """The image on the host, for test-time augmentation.
+    """Load an image on the host, for test-time augmentation.
 
     Raises:
-        InputError: it cannot be used, or lies in GPU memory.
+        InputError: the image is invalid, or in GPU memory.
     """
     if is_device_array(source):
         raise InputError(
-            "an image in GPU memory was given with tta=, which prepares images on the host",
+            "expected an image on the host with tta=, got one in GPU memory",
             "copy it to the host first",
         )
     return as_bgr(source)

@@ -1,4 +1,4 @@
-"""The manifest of an engine bundle: its schema, and the head shapes that follow from it."""
+"""Manifest: the schema of a bundle's `manifest.json`, and the head shapes that follow from it."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,7 +8,6 @@ from centernet_trt.errors import InputError
 from centernet_trt.runtime.spec import ModelSpec
 
 Shape = tuple[int, int, int, int]
-
 
 SCHEMA: Literal[1] = 1
 Precision = Literal["fp32", "fp16", "int8"]
@@ -23,7 +22,13 @@ class ManifestModel(BaseModel):
 
 
 class FileRecord(ManifestModel):
-    """A file by name (inside the bundle, or where it was read), size in bytes and SHA-256."""
+    """A file.
+
+    Attributes:
+        file: its name inside the bundle, or the path that it was read from.
+        bytes: its size.
+        sha256: its SHA-256, hexadecimal.
+    """
 
     file: str
     bytes: int
@@ -31,7 +36,13 @@ class FileRecord(ManifestModel):
 
 
 class ShapeRange(ManifestModel):
-    """The values that one dimension may take: smallest, the one to tune for, largest."""
+    """The values that one dimension may take.
+
+    Attributes:
+        min: the smallest.
+        opt: the one that the engine is tuned for.
+        max: the largest.
+    """
 
     min: int
     opt: int
@@ -40,22 +51,22 @@ class ShapeRange(ManifestModel):
     @model_validator(mode="after")
     def _ascending(self) -> Self:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise ValueError(f"1 <= MIN <= OPT <= MAX was expected, found {self.min}:{self.opt}:{self.max}")
+            raise ValueError(f"expected 1 <= MIN <= OPT <= MAX, got {self.min}:{self.opt}:{self.max}")
         return self
 
     @classmethod
     def of(cls, smallest: int, tuned: int, largest: int) -> "ShapeRange":
-        """The range of these three; InputError when they are not ordered."""
+        """Make a range; InputError unless 1 <= smallest <= tuned <= largest."""
         if not 1 <= smallest <= tuned <= largest:
             raise InputError(
-                f"range {smallest}:{tuned}:{largest} is not ordered: 1 <= MIN <= OPT <= MAX was expected",
+                f"range {smallest}:{tuned}:{largest} is not ordered: expected 1 <= MIN <= OPT <= MAX",
                 "write it as MIN:OPT:MAX, such as 1:4:8",
             )
         return cls(min=smallest, opt=tuned, max=largest)
 
     @classmethod
     def parse(cls, text: str) -> "ShapeRange":
-        """Read `1:4:8` (smallest, tuned for, largest) or `4` (all three); InputError for anything else."""
+        """Parse `1:4:8` (smallest, tuned for, largest) or `4` (all three); InputError for anything else."""
         parts = text.split(":")
         if len(parts) not in (1, 3) or not all(part.strip().isdecimal() for part in parts):
             raise InputError(
@@ -73,7 +84,13 @@ class ShapeRange(ManifestModel):
 
 
 class ProfileRecord(ManifestModel):
-    """Input shapes that the engines were built for, in images and pixels. How several are used: `runtime/profiles.py`."""
+    """An optimisation profile: input shapes that the engines were built for; `runtime/profiles.py` chooses among several.
+
+    Attributes:
+        batch: images.
+        height: rows of the network input, in pixels.
+        width: columns of the network input, in pixels.
+    """
 
     batch: ShapeRange
     height: ShapeRange
@@ -84,7 +101,13 @@ class ProfileRecord(ManifestModel):
 
 
 class TensorRecord(ManifestModel):
-    """A graph input or output: its name, element type and number of channels."""
+    """A graph input or output.
+
+    Attributes:
+        name: its tensor name.
+        dtype: its element type.
+        channels: size of its second dimension.
+    """
 
     name: str
     dtype: TensorType
@@ -92,9 +115,15 @@ class TensorRecord(ManifestModel):
 
 
 class PlanRecord(FileRecord):
-    """A TensorRT plan: which TensorRT wrote it, for which GPUs, and whether fp32 may run as TF32.
+    """A TensorRT plan.
 
-    `peak_bytes`: the most memory that the building process had held by its end, None where that is not known.
+    Attributes:
+        flavour: TensorRT for RTX, or full TensorRT.
+        version: version of TensorRT that built it.
+        target: GPUs that it runs on.
+        tf32: whether fp32 layers may run as TF32.
+        seconds: build time.
+        peak_bytes: peak memory of the building process by its end; None if unknown.
     """
 
     flavour: Literal["rtx", "tensorrt"]
@@ -106,9 +135,13 @@ class PlanRecord(FileRecord):
 
 
 class PassRecord(ManifestModel):
-    """A graph pass: its name, its time in seconds, and the number of nodes after it.
+    """A graph pass of the build.
 
-    `peak_bytes`: the most memory that the building process had held by its end, None where that is not known.
+    Attributes:
+        name: its name.
+        seconds: its time.
+        nodes: number of nodes after it.
+        peak_bytes: peak memory of the building process by its end; None if unknown.
     """
 
     name: str
@@ -117,25 +150,39 @@ class PassRecord(ManifestModel):
     peak_bytes: int | None = None
 
 
-class HeadComparison(ManifestModel):
-    """How a head of `model.onnx` differs from the source graph, both run in ONNX Runtime on `input`.
+Mode = Literal["fast", "faithful"]
+"""How ONNX Runtime runs a graph: `fast` optimises and may run fp16 in fp32, `faithful` rounds every result to its type."""
 
-    `max_abs`: largest absolute difference; `max_rel`: the same over the source's largest magnitude.
-    `mode` `faithful`: every operation rounds to its own type.
+
+class HeadComparison(ManifestModel):
+    """The difference of a head between `model.onnx` and the source graph, both run in ONNX Runtime.
+
+    Attributes:
+        max_abs: largest absolute difference.
+        max_rel: `max_abs` divided by the source's largest magnitude.
+        mode: how ONNX Runtime ran both.
+        input: what both ran on.
     """
 
     max_abs: float
     max_rel: float
-    mode: Literal["fast", "faithful"]
+    mode: Mode
     input: str
 
 
 class CalibrationSummary(ManifestModel):
-    """How an int8 bundle was calibrated, and what that cost; the whole of it is in `calibration.json` and `int8.json`.
+    """How an int8 bundle was calibrated, and the accuracy lost; details are in `calibration.json` and `int8.json`.
 
-    `int8_share`: part of the multiply-adds in int8. `expected_drop`: label-free estimate of the drop in AP against the
-    fp32 graph; `agreement_f1`: matched boxes at the spec's threshold; both on `judged_images` of the calibration
-    images, run `faithful` to the typed graph, or with int8 `simulated` in fp32.
+    Attributes:
+        method: calibration method.
+        images: number of calibration images.
+        int8_share: share of the multiply-adds that run in int8, 0..1.
+        max_drop: budget for `expected_drop`.
+        min_agreement: lower limit for `agreement_f1`.
+        expected_drop: label-free estimate of the drop in AP against the fp32 graph.
+        agreement_f1: F1 of boxes matched with the fp32 graph's, at the spec's threshold.
+        judged_images: number of calibration images that these two were measured on.
+        mode: how the graph was run for that: `faithful` to its types, or with int8 `simulated` in fp32.
     """
 
     method: str
@@ -150,7 +197,29 @@ class CalibrationSummary(ManifestModel):
 
 
 class Manifest(ManifestModel):
-    """Everything that a bundle's reader must know before it opens another file of the bundle."""
+    """The content of `manifest.json`: what a reader must know before it opens another file of the bundle.
+
+    Attributes:
+        schema_: version of this schema.
+        name: name of the bundle.
+        product: name and version of the package that built it.
+        created: time of the build, ISO 8601.
+        command: command line that rebuilds it.
+        precision: precision of the build.
+        spec: what the network means.
+        profiles: input shapes that the engines were built for; at least one.
+        input: the graph input.
+        heads: the graph outputs.
+        source: the ONNX file that it was built from.
+        model: the typed ONNX graph.
+        plans: the TensorRT plans; empty for a bundle that runs in ONNX Runtime only.
+        files: further files of the bundle.
+        passes: the graph passes of the build, in order.
+        kept_fp32: nodes kept in fp32 in an fp16 or int8 build, with the reason.
+        comparison: difference of each head from the source graph, by name.
+        calibration: of an int8 build; None for others.
+        notes: remarks of the build for the user.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -173,20 +242,20 @@ class Manifest(ManifestModel):
     comparison: dict[str, HeadComparison] = {}
     calibration: CalibrationSummary | None = None
     notes: tuple[str, ...] = ()
-    # Read, not written: bundles built by earlier versions have this list, and it is always empty.
+    # Read but not written: bundles built by earlier versions have this list, always empty.
     accuracy: tuple[()] = Field(default=(), exclude=True, repr=False)
 
     @property
     def profile(self) -> ProfileRecord:
-        """The first profile: at its tuned size the graph is compared with its source, and counted."""
+        """The first profile: the build compares and measures the graph at its tuned size."""
         return self.profiles[0]
 
     def to_json(self) -> str:
-        """The text of `manifest.json`."""
+        """Format the text of `manifest.json`."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 def head_shapes(manifest: Manifest, batch: int, height: int, width: int) -> dict[str, Shape]:
-    """Shapes of the head tensors by name, from the manifest alone."""
+    """Compute the shapes (N, C, H, W) of the head tensors, by name, for an input of this shape in pixels."""
     stride = manifest.spec.stride
     return {head.name: (batch, head.channels, height // stride, width // stride) for head in manifest.heads}

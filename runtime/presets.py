@@ -1,4 +1,4 @@
-"""Presets of ModelSpec, reading a spec from TOML, and the COCO class names."""
+"""Presets of ModelSpec, and reading a spec from TOML or JSON."""
 
 import json
 import tomllib
@@ -113,7 +113,13 @@ PRESET_NAMES: tuple[str, ...] = tuple(_PRESETS)
 
 
 def preset(name: str) -> ModelSpec:
-    """The ready spec of that name (see PRESET_NAMES).
+    """Return a preset spec.
+
+    Args:
+        name: one of PRESET_NAMES.
+
+    Returns:
+        The spec, with the official tensor names and sizes of that family.
 
     Raises:
         SpecError: there is no such preset.
@@ -122,23 +128,25 @@ def preset(name: str) -> ModelSpec:
 
 
 def spec_from_mapping(data: Mapping[str, Any], where: str = "the spec") -> ModelSpec:
-    """A spec from plain data; with a key `preset`, the other keys are laid over that preset, table by table.
+    """Make a spec from plain data.
 
-    A table that names another `rule`, `policy` or `kind` than the preset's replaces it whole.
+    With a key `preset`, the other keys override that preset, table by table; a table with another `rule`, `policy` or
+    `kind` than the preset's replaces it whole.
 
     Args:
-        data: what a TOML or JSON file holds.
-        where: named in errors.
+        data: content of a TOML or JSON file.
+        where: source of the data, for error messages.
 
     Raises:
-        SpecError: an unknown key or preset, or a value out of range; each is listed with its place.
+        SpecError: an unknown key or preset, or a value out of range; each is listed with its path.
     """
     values = dict(data)
     base_name = values.pop("preset", None)
     if base_name is not None:
         if base_name not in _PRESETS:
             raise SpecError(
-                f"{where} names the preset {base_name!r}", f"presets are: {', '.join(PRESET_NAMES)}"
+                f"there is no preset {base_name!r}, which {where} names",
+                f"expected one of {', '.join(PRESET_NAMES)}",
             )
         values = _overlay(_PRESETS[base_name](), values)
     try:
@@ -151,7 +159,7 @@ _FIELDS_HINT = "see `ModelSpec` for the fields, or start from a preset: " + ", "
 
 
 def describe_validation(error: ValidationError) -> str:
-    """One line for each thing that pydantic found wrong: its place, what is wrong, what was found."""
+    """Format pydantic's errors, one per line: the path, what is wrong, and the value found."""
     lines = []
     for item in error.errors(include_url=False):
         place = ".".join(str(part) for part in item["loc"]) or "(whole)"
@@ -161,7 +169,14 @@ def describe_validation(error: ValidationError) -> str:
 
 
 def read_spec(source: str) -> ModelSpec:
-    """A spec from a preset's name, or from a .toml or .json file.
+    """Read a spec.
+
+    Args:
+        source: name of a preset, or path of a .toml or .json file with the fields of `ModelSpec`, which may have a key
+            `preset` (see `spec_from_mapping`).
+
+    Returns:
+        The validated spec.
 
     Raises:
         SpecError: neither a preset nor a readable file, or not a valid spec.
@@ -172,7 +187,7 @@ def read_spec(source: str) -> ModelSpec:
     if path.suffix not in (".toml", ".json"):
         raise SpecError(
             f"{source!r} is neither a preset nor a .toml or .json file",
-            f"presets are: {', '.join(PRESET_NAMES)}",
+            f"the presets are: {', '.join(PRESET_NAMES)}",
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -182,7 +197,7 @@ def read_spec(source: str) -> ModelSpec:
     except ValueError as error:  # TOMLDecodeError, JSONDecodeError and UnicodeDecodeError alike
         raise SpecError(f"{path} is not valid {path.suffix[1:].upper()}: {error}") from None
     if not isinstance(data, dict):
-        raise SpecError(f"{path} holds a {type(data).__name__}, a table was expected")
+        raise SpecError(f"expected a table in {path}, got a {type(data).__name__}")
     return spec_from_mapping(data, str(path))
 
 

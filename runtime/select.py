@@ -1,4 +1,4 @@
-"""Choose the backend, TensorRT or ONNX Runtime, and say why."""
+"""Choose the backend, TensorRT or ONNX Runtime, and log why."""
 
 import logging
 from typing import Literal
@@ -18,37 +18,38 @@ _log = logging.getLogger(__name__)
 def open_backend(
     bundle: EngineBundle, backend: BackendName, mode: Mode, threads: int | None, options: GpuOptions
 ) -> Backend:
-    """Load a bundle.
+    """Open the backend that runs a bundle.
 
     Args:
         bundle: already read.
-        backend: `auto` is TensorRT where there is a GPU, the packages to reach it, and a plan that runs there.
+        backend: `auto` is TensorRT if there is a GPU, the packages to reach it, and a plan that runs there.
         mode: of ONNX Runtime.
-        threads: of ONNX Runtime.
-        options: of the GPU; `max_batch` counts for both.
+        threads: of ONNX Runtime; None for its own choice.
+        options: of the GPU; `max_batch` applies to both backends.
 
     Raises:
-        BackendError: no such backend, or it cannot be had here.
-        CudaError: the GPU fails, or its memory does not suffice.
+        BackendError: the backend is unknown or not available here.
+        CudaError: the GPU fails or runs out of memory.
+        InputError: `max_batch` is outside of what the bundle was built for.
     """
     if backend not in ("auto", "tensorrt", "onnxruntime"):
-        raise BackendError(f"there is no backend {backend!r}", "backends are: auto, onnxruntime, tensorrt")
+        raise BackendError(f"there is no backend {backend!r}", "expected auto, onnxruntime or tensorrt")
     options = options.within(bundle.manifest.profiles)
     if backend == "auto" and mode == "faithful":
-        backend = "onnxruntime"  # nothing else has that mode
+        backend = "onnxruntime"  # the only one with that mode
     if backend != "onnxruntime":
         problem = why_not_tensorrt(bundle, options)
         if problem is None:
             try:
-                return _load_pipeline(bundle, options)
+                return _load_gpu_backend(bundle, options)
             except BackendError as error:  # TensorRT itself refuses the plan
                 if backend == "tensorrt":
                     raise
                 problem = error
         if backend == "tensorrt":
             raise BackendError(f"TensorRT cannot run here: {problem.message}", problem.hint) from problem
-        told = _log.warning if bundle.manifest.plans and gpu_count() else _log.info
-        told("the network runs in ONNX Runtime: %s", str(problem))
+        level = logging.WARNING if bundle.manifest.plans and gpu_count() else logging.INFO
+        _log.log(level, "the network runs in ONNX Runtime: %s", str(problem))
     executor = OnnxRuntimeExecutor(bundle.model_path, bundle.manifest, mode, threads)
     return HostBackend(executor, bundle.manifest, options.max_batch)
 
@@ -56,7 +57,7 @@ def open_backend(
 def why_not_tensorrt(
     bundle: EngineBundle, options: GpuOptions
 ) -> CudaError | BundleError | BackendError | None:
-    """What is missing to run a plan of the bundle on a GPU; None when nothing is."""
+    """Return why no plan of the bundle can run on a GPU here; None if one can."""
     if not bundle.manifest.plans:
         return BundleError("the bundle has no TensorRT plan", f"build one: {bundle.manifest.command}")
     if gpu_count() == 0:
@@ -74,7 +75,7 @@ def why_not_tensorrt(
     return None
 
 
-def _load_pipeline(bundle: EngineBundle, options: GpuOptions) -> Backend:
+def _load_gpu_backend(bundle: EngineBundle, options: GpuOptions) -> Backend:
     from centernet_trt.runtime.gpu.backend import GpuBackend
 
     return GpuBackend.load(bundle, options)

@@ -1,7 +1,6 @@
-"""ModelSpec: what a CenterNet network means, apart from its weights.
+"""ModelSpec: how an image becomes the network's input, and how the head tensors become boxes.
 
-A spec says how an image becomes the network's input and how the head tensors become boxes. It is part of every
-bundle's manifest, and the one thing a user has to get right for a model of their own.
+A spec is part of every bundle's manifest, and what a user has to get right for a model of their own.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -23,8 +22,7 @@ _ENTRIES = [entry.split(" ", 1) for entry in _TABLE.strip().replace("\n", "|").s
 COCO_CATEGORY_IDS: tuple[int, ...] = tuple(int(number) for number, _ in _ENTRIES)
 COCO_CLASS_NAMES: tuple[str, ...] = tuple(name for _, name in _ENTRIES)
 
-
-MAX_TOP_K = 1024  # the decode kernel's bound
+MAX_TOP_K = 1024  # limit of the decode kernel
 
 
 class SpecModel(BaseModel):
@@ -34,14 +32,20 @@ class SpecModel(BaseModel):
 
 
 class FixedSize(SpecModel):
-    """The network input always has this size, in pixels."""
+    """The network input always has the same size.
+
+    Attributes:
+        rule: "fixed".
+        width: in pixels.
+        height: in pixels.
+    """
 
     rule: Literal["fixed"] = "fixed"
     width: int = Field(gt=0)
     height: int = Field(gt=0)
 
     def network_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the network input for an image of this size."""
+        """Return (width, height) of the network input for an image of this width and height, all in pixels."""
         return self.width, self.height
 
 
@@ -49,6 +53,10 @@ class PaddedSize(SpecModel):
     """Each side becomes (side | multiple-1) + 1: the next multiple that is larger, never equal.
 
     Source: `keep_res` of the official detector, multiple 32 (Hourglass: 128).
+
+    Attributes:
+        rule: "pad".
+        multiple: in pixels, a power of two.
     """
 
     rule: Literal["pad"] = "pad"
@@ -57,23 +65,28 @@ class PaddedSize(SpecModel):
     @model_validator(mode="after")
     def _power_of_two(self) -> Self:
         if self.multiple & (self.multiple - 1):
-            raise ValueError(f"multiple must be a power of two for rule 'pad', found {self.multiple}")
+            raise ValueError(f"expected a power of two as multiple of rule 'pad', got {self.multiple}")
         return self
 
     def network_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the network input for an image of this size."""
+        """Return (width, height) of the network input for an image of this width and height, all in pixels."""
         mask = self.multiple - 1
         return (width | mask) + 1, (height | mask) + 1
 
 
 class MultipleSize(SpecModel):
-    """Each side becomes the smallest multiple that is not smaller than the side."""
+    """Each side becomes the smallest multiple that is not smaller than the side.
+
+    Attributes:
+        rule: "multiple".
+        multiple: in pixels.
+    """
 
     rule: Literal["multiple"] = "multiple"
     multiple: int = Field(default=32, gt=0)
 
     def network_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the network input for an image of this size."""
+        """Return (width, height) of the network input for an image of this width and height, all in pixels."""
         m = self.multiple
         return -(-width // m) * m, -(-height // m) * m
 
@@ -85,13 +98,20 @@ class FixRes(SpecModel):
     """Official `--fix_res`: one scale for both axes, network width / max(w, h), centre on centre, black outside.
 
     Sampling is cv2.warpAffine's: pixel centres at integers, black blended in at the image's edge.
+
+    Attributes:
+        policy: "fix_res".
     """
 
     policy: Literal["fix_res"] = "fix_res"
 
 
 class KeepRes(SpecModel):
-    """Official `keep_res`: no scaling, the image moved by whole pixels to the middle, black outside."""
+    """Official `keep_res`: no scaling, the image moved by whole pixels to the middle, black outside.
+
+    Attributes:
+        policy: "keep_res".
+    """
 
     policy: Literal["keep_res"] = "keep_res"
 
@@ -101,6 +121,12 @@ class Letterbox(SpecModel):
 
     One scale for both axes; the scaled side is round-half-even(side * scale). Sampling is that of
     cv2.resize(image, None, fx=scale, fy=scale): pixel centres at half-integers, the image's edge replicated.
+
+    Attributes:
+        policy: "letterbox".
+        align: where the image goes in the input.
+        upscale: whether images smaller than the input are enlarged.
+        pad_value: grey level of the rest, 0..255.
     """
 
     policy: Literal["letterbox"] = "letterbox"
@@ -110,7 +136,11 @@ class Letterbox(SpecModel):
 
 
 class Stretch(SpecModel):
-    """Both axes scaled to the network size, aspect not kept. Sampling is cv2.resize's, as for letterbox."""
+    """Both axes scaled to the network size, aspect not kept. Sampling is cv2.resize's, as for letterbox.
+
+    Attributes:
+        policy: "stretch".
+    """
 
     policy: Literal["stretch"] = "stretch"
 
@@ -123,7 +153,14 @@ Triple = tuple[float, float, float]
 class InputSpec(SpecModel):
     """How an image becomes the input tensor: value = (pixel * scale - mean) / std, for pixels 0..255.
 
-    `mean` and `std` are in the tensor's channel order. `name` None stands for the graph's only input.
+    Attributes:
+        name: tensor name of the input; None for the graph's only one.
+        size: rule for the size of the network input.
+        resize: policy that puts the image into it.
+        channel_order: order of the tensor's channels.
+        scale: factor for the pixels, such as 1/255.
+        mean: by channel, in the tensor's order.
+        std: by channel, in the tensor's order; positive.
     """
 
     name: str | None = None
@@ -137,7 +174,7 @@ class InputSpec(SpecModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if any(s <= 0 for s in self.std):
-            raise ValueError(f"std must be positive, found {self.std}")
+            raise ValueError(f"expected a positive std, got {self.std}")
         rule, policy = self.size.rule, self.resize.policy
         allowed = {
             "fix_res": ("fixed",),
@@ -147,13 +184,18 @@ class InputSpec(SpecModel):
         }
         if rule not in allowed[policy]:
             raise ValueError(
-                f"resize policy '{policy}' goes with size rule {' or '.join(allowed[policy])}, found '{rule}'"
+                f"expected size rule {' or '.join(allowed[policy])} with resize policy '{policy}', got '{rule}'"
             )
         return self
 
 
 class HeatmapHead(SpecModel):
-    """The class heatmap, (N, classes, H, W). `logits` still need a sigmoid, `probability` does not."""
+    """The class heatmap, (N, classes, H, W).
+
+    Attributes:
+        tensor: name of the graph output.
+        activation: `logits` still need a sigmoid, `probability` does not.
+    """
 
     tensor: str
     activation: Literal["logits", "probability"] = "logits"
@@ -162,9 +204,12 @@ class HeatmapHead(SpecModel):
 class BoxHead(SpecModel):
     """The box sizes.
 
-    `wh`: width and height, (N, 2, H, W), box centred on the centre. `log_wh`: their natural logarithm.
-    `ltrb`: distances from the centre to the left, top, right and bottom edges, (N, 4, H, W).
-    `units`: `cells` of the output grid, or `input` pixels. `order` `yx` swaps the axes: (h, w), (t, l, b, r).
+    Attributes:
+        tensor: name of the graph output.
+        encoding: `wh`: width and height, (N, 2, H, W), of a box around the centre; `log_wh`: their natural logarithm;
+            `ltrb`: distances from the centre to the left, top, right and bottom edges, (N, 4, H, W).
+        units: `cells` of the output grid, or `input` pixels.
+        order: `yx` swaps the axes: (h, w), (t, l, b, r).
     """
 
     tensor: str
@@ -179,14 +224,26 @@ class BoxHead(SpecModel):
 
 
 class OffsetHead(SpecModel):
-    """The sub-cell offset of the centre, (N, 2, H, W), in cells."""
+    """The sub-cell offset of the centre, (N, 2, H, W), in cells.
+
+    Attributes:
+        tensor: name of the graph output.
+        order: `yx` swaps the axes.
+    """
 
     tensor: str
     order: Literal["xy", "yx"] = "xy"
 
 
 class RawExtra(SpecModel):
-    """A further head whose channels are handed on as they are."""
+    """A further head whose channels are returned as they are.
+
+    Attributes:
+        kind: "raw".
+        name: key in `Detections.extra`.
+        tensor: name of the graph output.
+        channels: number of its channels.
+    """
 
     kind: Literal["raw"] = "raw"
     name: str
@@ -197,8 +254,14 @@ class RawExtra(SpecModel):
 class PointsExtra(SpecModel):
     """A further head of P points, 2P channels, decoded to source-image pixels as x0, y0, x1, y1, ...
 
-    `units`: `cells`, `input` pixels, or `box`: fractions of the box's sides.
-    `origin`: where the vectors start: the integer `cell`, the `centre`, or the box's `top_left` corner.
+    Attributes:
+        kind: "points".
+        name: key in `Detections.extra`.
+        tensor: name of the graph output.
+        points: P.
+        units: `cells`, `input` pixels, or `box`: fractions of the box's sides.
+        origin: where the vectors start: the integer `cell`, the `centre`, or the box's `top_left` corner.
+        order: `yx` swaps the axes.
     """
 
     kind: Literal["points"] = "points"
@@ -219,7 +282,14 @@ ExtraHead = Annotated[RawExtra | PointsExtra, Field(discriminator="kind")]
 
 
 class HeadsSpec(SpecModel):
-    """Which tensor is which head. Tensors are matched by name, never by position."""
+    """Which tensor is which head. Tensors are matched by name, never by position.
+
+    Attributes:
+        heatmap: the class heatmap.
+        box: the box sizes.
+        offset: the sub-cell offset; None for a network without one.
+        extra: further heads.
+    """
 
     heatmap: HeatmapHead
     box: BoxHead
@@ -230,10 +300,10 @@ class HeadsSpec(SpecModel):
     def _distinct(self) -> Self:
         tensors = self.tensors
         if len(set(tensors)) != len(tensors):
-            raise ValueError(f"every head needs a tensor of its own, found {list(tensors)}")
+            raise ValueError(f"expected a different tensor for every head, got {list(tensors)}")
         names = [extra.name for extra in self.extra]
         if len(set(names)) != len(names):
-            raise ValueError(f"extra heads need names of their own, found {names}")
+            raise ValueError(f"expected a different name for every extra head, got {names}")
         return self
 
     @property
@@ -243,7 +313,7 @@ class HeadsSpec(SpecModel):
         return (self.heatmap.tensor, self.box.tensor, *offset, *(extra.tensor for extra in self.extra))
 
     def channels(self) -> dict[str, int | None]:
-        """Channels that each tensor must have; None for the heatmap, whose channels are the classes."""
+        """Return the number of channels of each tensor by name; None for the heatmap, whose channels are the classes."""
         wanted: dict[str, int | None] = {self.heatmap.tensor: None, self.box.tensor: self.box.channels}
         if self.offset is not None:
             wanted[self.offset.tensor] = 2
@@ -251,15 +321,26 @@ class HeadsSpec(SpecModel):
 
 
 class ModelSpec(SpecModel):
-    """Everything about a network that its weights do not say.
+    """What a CenterNet network means: everything about it but its graph and weights.
+
+    Immutable; unknown fields are errors. Make one by `preset`, `read_spec`, or its fields.
 
     A peak at cell (x, y) has its centre at (x, y) + `cell_offset` + offset head, in cells; times `stride` in
     network-input pixels; through the inverse of the resize policy in source-image pixels.
 
-    `top_k`: at most so many detections an image. `threshold`: the score asked for when a call names none.
-    `plateau`: whether every cell of a level peak counts (`all`, as the official code) or only the `first` of
-    each 3x3 neighbourhood. `clip`: boxes are cut at the image's border. `nms_iou`: greedy non-maximum suppression
-    within a class above this IoU. `class_names` = "coco" stands for the 80 COCO classes and their category ids.
+    Attributes:
+        input: how an image becomes the input tensor.
+        heads: which tensor is which head, and what it holds.
+        stride: network-input pixels per cell of the heads.
+        cell_offset: constant added to the cell's coordinates, in cells.
+        top_k: maximum number of detections per image, 1..1024.
+        threshold: default for the lowest score to return, 0..1.
+        plateau: of equal neighbouring cells, keep `all` as peaks, like the official code, or the `first` of each 3x3
+            neighbourhood.
+        clip: whether boxes are clipped to the image.
+        nms_iou: IoU above which greedy non-maximum suppression drops a box within its class; None for no suppression.
+        class_names: by class index; "coco" stands for the 80 COCO classes and their category ids. May be empty.
+        category_ids: COCO category ids by class index; may be empty.
     """
 
     input: InputSpec
@@ -286,13 +367,13 @@ class ModelSpec(SpecModel):
     def _consistent(self) -> Self:
         if self.category_ids and len(self.category_ids) != len(self.class_names):
             raise ValueError(
-                f"category_ids and class_names must be equally many, found {len(self.category_ids)} and "
+                f"expected as many category_ids as class_names, got {len(self.category_ids)} and "
                 f"{len(self.class_names)}"
             )
         size = self.input.size
         sides = (size.width, size.height) if isinstance(size, FixedSize) else (size.multiple,)
         if any(side % self.stride for side in sides):
             raise ValueError(
-                f"the network input must be a multiple of the stride {self.stride}, found {sides}"
+                f"expected a network input that is a multiple of the stride {self.stride}, got {sides}"
             )
         return self

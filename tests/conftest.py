@@ -1,4 +1,4 @@
-"""Fixtures for every room's tests."""
+"""Fixtures of every folder of tests."""
 
 import os
 from pathlib import Path

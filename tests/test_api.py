@@ -1,12 +1,17 @@
 """The names that users import: from the package itself, and from `builder`; none is loaded before it is used."""
 
+import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
 
 import centernet_trt
-from centernet_trt import builder
+from centernet_trt import builder, runtime
 
 HEAVY = ("numpy", "onnx", "cv2", "pydantic")
 
@@ -69,3 +74,49 @@ FUNCTION = "from centernet_trt.builder import build"
 def test_build_is_the_function_whatever_was_imported_before(lines: list[str]) -> None:
     check = "import sys; assert build is sys.modules['centernet_trt.builder.build'].build"
     assert run("\n".join([*lines, check, "print(type(build).__name__)"])) == "function"
+
+
+def sections(documented: Any) -> dict[str, str]:
+    """The sections of a docstring in Google's style, by name."""
+    parts = re.split(
+        r"^(Args|Attributes|Returns|Raises):$", inspect.getdoc(documented) or "", flags=re.MULTILINE
+    )
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def public_functions() -> Iterator[tuple[str, Any]]:
+    for package in (centernet_trt, runtime):
+        for name in package.__all__:
+            value = getattr(package, name)
+            if inspect.isfunction(value):
+                yield name, value
+            for member, function in vars(value).items() if inspect.isclass(value) else ():
+                function = getattr(function, "__func__", function)  # of a class method
+                if inspect.isfunction(function) and not member.startswith("_"):
+                    yield f"{name}.{member}", function
+
+
+FUNCTIONS = dict(public_functions())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_argument_and_result_of_the_public_functions_is_described(name: str) -> None:
+    function = FUNCTIONS[name]
+    found = sections(function)
+    arguments = set(inspect.signature(function).parameters) - {"self", "cls"}
+    assert arguments == set(re.findall(r"^ {4}(\w+):", found.get("Args", ""), flags=re.MULTILINE))
+    simple = not arguments and "Returns" not in found  # one sentence says it all
+    assert simple or inspect.signature(function).return_annotation in (None, "None") or "Returns" in found
+
+
+def test_every_field_of_the_public_classes_is_described() -> None:
+    for package in (centernet_trt, runtime):
+        for name in package.__all__:
+            value: Any = getattr(package, name)
+            names = (
+                {one.name for one in fields(value)}
+                if is_dataclass(value)
+                else set(getattr(value, "model_fields", ()))
+            )
+            described = re.findall(r"^ {4}(\w+):", sections(value).get("Attributes", ""), flags=re.MULTILINE)
+            assert names <= set(described), name

@@ -50,11 +50,11 @@ LAYERS = {
     "builder": [
         {"__init__"},
         {"build", "recipe"},
-        {"prepare", "source"},
+        {"prepare", "pass_list", "options", "source"},
         {"export", "fetch", "guess", "trt", "int8"},
         {"passes"},
         {"calibration"},
-        {"graph", "profiles"},
+        {"graph", "profiles", "progress"},
     ],
     "evaluation": [{"model_table"}, {"bench"}, {"accuracy"}, {"tables", "environment"}],
 }

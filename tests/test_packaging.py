@@ -151,7 +151,7 @@ import cv2
 from centernet_trt import BuildOptions, Detector, build
 from centernet_trt.builder.recipe import read_recipe
 from centernet_trt.calib_data import sample_images
-from centernet_trt.kernels.compiler import PROGRAMS, sources
+from centernet_trt.kernels.compile import PROGRAMS, sources
 from centernet_trt.runtime import read_spec
 from centernet_trt.runtime.manifest import ShapeRange
 

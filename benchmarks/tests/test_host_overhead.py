@@ -95,4 +95,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (told["driver"], told["calls"], len(told["costs"])) == ("none", 20, 5)
     done = subprocess.run([*command, "--profile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "pipeline_buffers.py" in done.stdout
+    assert "gpu/buffers.py" in done.stdout

@@ -7,15 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import standin_driver, standin_python
+from helpers import standin_driver, standin_process
 from helpers.cpu_build import ROOT
-from helpers.standin_session import run_on_standin
 
 SCRIPTS = ROOT / "benchmarks"
-
-
-def test_its_cases() -> None:
-    run_on_standin("benchmarks/tests/standin_cases.py")
 
 
 @pytest.fixture
@@ -23,7 +18,9 @@ def bundle(tmp_path: Path) -> Path:
     reason = standin_driver.why_not()
     if reason is not None:
         pytest.skip(reason)
-    code = f"from pathlib import Path; from standin_world import tiny; tiny(Path({str(tmp_path)!r}))"
+    code = (
+        f"from pathlib import Path; from helpers.standin_pipeline import tiny; tiny(Path({str(tmp_path)!r}))"
+    )
     run(tmp_path, "-c", code)
     return tmp_path / "bundle"
 
@@ -32,7 +29,7 @@ def run(folder: Path, *words: str, code: int = 0, **settings: object) -> str:
     """A Python command on the stand-in driver with the fake TensorRT; its output."""
     done = subprocess.run(
         [sys.executable, *words],
-        env=standin_python.environment(folder, **settings),
+        env=standin_process.environment(folder, **settings),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -60,7 +57,7 @@ def test_plans_are_tried_in_processes_of_their_own(tmp_path: Path, bundle: Path)
     assert data["device"]["real"] is False
     # The same with an abort where the trying process would import TensorRT.
     shim = tmp_path / "fake_packages" / "tensorrt_rtx" / "__init__.py"
-    env = standin_python.environment(tmp_path)
+    env = standin_process.environment(tmp_path)
     trying = "any('rtx_try' in word for word in __import__('sys').orig_argv)"
     shim.write_text(f"if {trying}:\n    import os; os.abort()\n{shim.read_text()}")
     done = subprocess.run(

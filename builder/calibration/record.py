@@ -24,7 +24,7 @@ from centernet_trt.builder.calibration.thresholds import (
     coarse,
     signal_to_noise,
 )
-from centernet_trt.builder.graph.external_data import inlined_tensor
+from centernet_trt.builder.graph.external_data import inline_constant
 from centernet_trt.errors import CalibrationError
 from centernet_trt.runtime.presets import describe_validation
 from centernet_trt.runtime.spec import InputSpec
@@ -192,7 +192,7 @@ def graph_hash(model: ModelProto) -> str:
     for node in model.graph.node:
         digest.update(node.SerializeToString(deterministic=True))
     for tensor in model.graph.initializer:
-        digest.update(inlined_tensor(tensor).SerializeToString(deterministic=True))
+        digest.update(inline_constant(tensor).SerializeToString(deterministic=True))
     for value in model.graph.output:
         digest.update(value.name.encode())
     return digest.hexdigest()

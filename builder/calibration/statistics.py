@@ -1,8 +1,7 @@
 """Run a graph over calibration images: ranges, then histograms."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from centernet_trt.builder.calibration.images import CalibrationImage
 from centernet_trt.builder.graph import edit as g
 from centernet_trt.builder.graph.shapes import element_types, open_session
 from centernet_trt.errors import BackendError, CalibrationError, ModelError
+from centernet_trt.progress import Progress
 from centernet_trt.runtime.geometry import Placement, place
 from centernet_trt.runtime.host.preprocess import preprocess
 from centernet_trt.runtime.images import BgrImage
@@ -105,7 +105,7 @@ class Simulation:
         Raises:
             BackendError: ONNX Runtime refuses the graph.
         """
-        self._session = _open(model, threads, in_order)
+        self._session = open_session(model, "qdq", threads, in_order=in_order)
         self._input = model.graph.input[0].name
         self.outputs = tuple(value.name for value in model.graph.output)
 
@@ -120,23 +120,6 @@ class Simulation:
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise BackendError(f"ONNX Runtime failed: {error}") from error
         return dict(zip(self.outputs, map(np.asarray, found), strict=True))
-
-
-def _open(model: ModelProto, threads: int, in_order: bool) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    if in_order:
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return open_session(model, options)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BackendError(f"ONNX Runtime refuses the graph: {error}") from error
 
 
 BINS = 2048
@@ -180,7 +163,6 @@ class Histogram:
         self.counts += np.bincount(index, minlength=BINS)
 
 
-Progress = Callable[[str, int, int], None]
 Channels = npt.NDArray[np.float64]
 # Means are summed as integer multiples of 2^-60, since a sum of integers does not depend on the order of the images.
 _MEAN_UNIT = 2.0**60

@@ -54,7 +54,7 @@ class PackagedModel:
 
 def _convert_tfjs(source: Path, target: Path) -> None:
     from centernet_trt.builder.fetch.tfjs import convert_tfjs
-    from centernet_trt.builder.graph.external_data import save_model
+    from centernet_trt.builder.graph.io import save_model
 
     save_model(convert_tfjs(source), target)
 

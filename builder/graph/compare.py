@@ -3,39 +3,24 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import shapes as inference
-from centernet_trt.errors import BackendError, ModelError, SpecError
-from centernet_trt.runtime.host.decode import check_heads
-from centernet_trt.runtime.host.onnxruntime import round_every_tensor
-from centernet_trt.runtime.manifest import HeadComparison, Precision
-from centernet_trt.runtime.spec import InputSpec, ModelSpec
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
+from centernet_trt.builder.graph.shapes import open_session
+from centernet_trt.errors import BackendError, ModelError
+from centernet_trt.runtime.host.onnxruntime import Mode
 
 __all__ = [
     "HeadError",
-    "Mode",
     "check_dynamic_batch",
     "compare_models",
-    "compare_with_source",
-    "comparison_records",
-    "head_channels",
-    "input_values",
     "random_feeds",
     "run_model",
 ]
-
-Mode = Literal["fast", "faithful"]
-"""`fast`: ONNX Runtime optimises, which on a CPU turns fp16 into fp32. `faithful`: every node's result is
-rounded to its type; see `runtime.faithful` for what that takes."""
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -45,10 +30,10 @@ class HeadError:
     """How far one output is from the reference.
 
     Attributes:
-        max_abs: largest absolute difference; inf where one is finite and the other is not, or other than it.
+        max_abs: largest absolute difference; inf if one is not finite and the other differs from it.
         max_rel: `max_abs` divided by the largest finite magnitude of the reference.
         magnitude: that largest magnitude.
-        shape: the shape that both have.
+        shape: of both.
     """
 
     max_abs: float
@@ -64,16 +49,19 @@ def random_feeds(
     seed: int = 0,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> dict[str, NDArray[Any]]:
-    """Return a uniform random array for each input of the model, of numbers that fp16 holds exactly.
+    """Return a uniform random array for each input of the model, of numbers that fp16 represents exactly.
 
     Args:
-        model: its inputs say the dtypes.
+        model: any; the arrays have its inputs' dtypes.
         shapes: the shape of each input that has a dynamic dimension.
         seed: the same seed gives the same numbers, whether the input is fp32 or fp16.
-        value_range: lowest and highest value; give (0, 255) to a network that takes grey levels.
+        value_range: lowest and highest value, such as (0, 255) for a network that takes grey levels.
+
+    Returns:
+        Input name -> array.
 
     Raises:
-        ModelError: an input has a dynamic dimension and no shape was given for it.
+        ModelError: no shape is given for an input with a dynamic dimension.
     """
     feeds: dict[str, NDArray[Any]] = {}
     for value in _inputs(model):
@@ -83,11 +71,12 @@ def random_feeds(
             if any(not dim.HasField("dim_value") for dim in dims):
                 named = [dim.dim_param or dim.dim_value or "?" for dim in dims]
                 raise ModelError(
-                    f"input {value.name!r} has the dynamic shape {named}", "give a shape to run it at"
+                    f"expected a shape for input {value.name!r}, which has the dynamic shape {named}",
+                    "give a shape to run it at",
                 )
             shape = [dim.dim_value for dim in dims]
         numbers = np.random.default_rng(seed).uniform(*value_range, size=tuple(shape))
-        # Every number is one that fp16 holds, so an fp32 and an fp16 model get the very same input.
+        # Rounded to fp16 first, so that an fp32 and an fp16 model get the same input.
         feeds[value.name] = numbers.astype(np.float16).astype(
             helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         )
@@ -101,26 +90,27 @@ def run_model(
 
     Args:
         model: of any size.
-        feeds: an array for each input; cast to the input's dtype where it has another.
+        feeds: input name -> array; cast to the input's dtype if it has another.
         mode: see `Mode`.
-        threads: how many threads an operator may use.
+        threads: the most threads that an operator may use.
 
     Returns:
-        Each output by name.
+        Output name -> array.
 
     Raises:
+        ModelError: `feeds` lacks an input, or has one that the model does not have.
         BackendError: ONNX Runtime refuses the model or the input.
     """
     return _runner(model, mode, threads)(feeds)
 
 
 def _runner(model: ModelProto, mode: Mode, threads: int) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
-    """`run_model` for several runs: the model is loaded once."""
-    session = _session(_with_rounding(model) if mode == "faithful" else model, mode, threads)
+    """`run_model` for several runs of a model that is loaded once."""
+    session = open_session(model, mode, threads)
     return lambda feeds: _run(session, model, feeds)
 
 
-def _run(session: "ort.InferenceSession", model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
+def _run(session: Any, model: ModelProto, feeds: Feeds) -> dict[str, NDArray[Any]]:
     types = {
         value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         for value in _inputs(model)
@@ -128,7 +118,7 @@ def _run(session: "ort.InferenceSession", model: ModelProto, feeds: Feeds) -> di
     unknown, missing = sorted(set(feeds) - set(types)), sorted(set(types) - set(feeds))
     if unknown or missing:
         raise ModelError(
-            f"the model's inputs are {sorted(types)}; not among them: {unknown}, not given: {missing}",
+            f"expected the inputs {sorted(types)}; unknown: {unknown}, not given: {missing}",
             "give one array for each input",
         )
     names = [value.name for value in model.graph.output]
@@ -155,20 +145,20 @@ def compare_models(
     """Run two models on the same input and measure how far apart their outputs are.
 
     Args:
-        reference: what is right; it must have every output that the candidate has.
-        candidate: what is judged; its inputs have the reference's names, and may be of another float type.
-        feeds: the input; without it, `random_feeds(reference, shapes, ...)`.
+        reference: has every output of the candidate.
+        candidate: its inputs have the reference's names, and may have another float type.
+        feeds: input name -> array; None is `random_feeds(reference, shapes, ...)`.
         shapes: see `random_feeds`.
         seed: see `random_feeds`.
         value_range: see `random_feeds`.
-        mode: how both are run; fp16 shows its rounding in `faithful` only.
+        mode: of both runs; the rounding of fp16 shows in `faithful` only.
         threads: see `run_model`.
 
     Returns:
-        For each output of the candidate, how far it is from the reference.
+        Output name -> distance of the candidate from the reference.
 
     Raises:
-        ModelError: the reference lacks an output, or the two have different shapes.
+        ModelError: the reference lacks an output, or the outputs have different shapes.
         BackendError: ONNX Runtime refuses one of them.
     """
     if feeds is None:
@@ -177,7 +167,7 @@ def compare_models(
     extra = [value.name for value in candidate.graph.output if value.name not in known]
     if extra:
         raise ModelError(
-            f"outputs {extra} are not outputs of the reference, which has {known}",
+            f"{extra} are not outputs of the reference, which has {known}",
             "cut the reference to the same heads first",
         )
     expected = run_model(reference, feeds, mode=mode, threads=threads)
@@ -186,10 +176,14 @@ def compare_models(
 
 
 def head_error(name: str, expected: NDArray[Any], found: NDArray[Any]) -> HeadError:
-    """Measure one output against its reference; ModelError when the shapes differ."""
+    """Measure the distance of one output from its reference.
+
+    Raises:
+        ModelError: the shapes differ.
+    """
     if expected.shape != found.shape:
         raise ModelError(
-            f"output {name!r} has shape {found.shape}, the reference has {expected.shape}",
+            f"output {name!r}: expected shape {expected.shape} as in the reference, got {found.shape}",
             "a pass or the source graph has a shape baked in",
         )
     a, b = expected.astype(np.float64), found.astype(np.float64)
@@ -213,20 +207,20 @@ def check_dynamic_batch(
     value_range: tuple[float, float] = (0.0, 1.0),
     threads: int = 2,
 ) -> None:
-    """Make sure that a batch of two gives what its two images give alone.
+    """Check that a batch of two gives what its two images give one by one.
 
     Args:
-        model: a model with one input, whose batch is declared dynamic.
-        input_name: that input.
-        shape: (C, H, W) to try it at.
-        tolerance: largest difference, relative to the output's largest magnitude.
+        model: has one input, whose batch is declared dynamic.
+        input_name: the name of that input.
+        shape: (C, H, W) to run at.
+        tolerance: largest accepted difference, relative to the output's largest magnitude.
         seed: of the random images.
         value_range: of the random images.
         threads: see `run_model`.
 
     Raises:
-        ModelError: the batch is baked in somewhere, or images of a batch influence each other; the message
-            names the nodes that are likely to do so.
+        ModelError: the graph does not run, has a batch size baked in, or lets images of a batch influence each other;
+            the message names the likely nodes.
     """
     pair = random_feeds(model, {input_name: (2, *shape)}, seed=seed, value_range=value_range)[input_name]
     try:
@@ -240,7 +234,7 @@ def check_dynamic_batch(
     try:
         batch = run({input_name: pair})
     except BackendError as error:
-        raise _baked(model, f"it does not run at batch sizes 1 and 2: {error.message}") from error
+        raise _baked(model, f"it runs at batch size 1 but not at 2: {error.message}") from error
     for name, both in batch.items():
         single = [images[name] for images in alone]
         if any(not one.ndim or one.shape != (1, *both.shape[1:]) for one in single) or both.shape[0] != 2:
@@ -250,27 +244,9 @@ def check_dynamic_batch(
         if not error_found.max_rel <= tolerance:
             raise _baked(
                 model,
-                f"output {name!r} of a batch of two is off by {error_found.max_rel:.2g} (relative) from the "
-                f"images alone; {tolerance:.2g} is allowed",
+                f"output {name!r} of a batch of two differs by {error_found.max_rel:.2g} (relative) from that of single "
+                f"images; expected at most {tolerance:.2g}",
             )
-
-
-def _session(model: ModelProto, mode: Mode, threads: int) -> "ort.InferenceSession":
-    import onnxruntime as ort  # heavy: imported where it is used
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_DISABLE_ALL if mode == "faithful" else levels.ORT_ENABLE_ALL
-    try:
-        return inference.open_session(model, options)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BackendError(
-            f"ONNX Runtime refuses the model: {error}",
-            "see whether it is newer than this ONNX Runtime supports",
-        ) from error
 
 
 def _inputs(model: ModelProto) -> list[ValueInfoProto]:
@@ -279,7 +255,7 @@ def _inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def _baked(model: ModelProto, what: str) -> ModelError:
-    """Return the error for a batch that is not dynamic, with the nodes to look at."""
+    """The error for a batch that is not dynamic, with the nodes that are the likely cause."""
     named = re.search(r"Name:'([^']+)'", what)
     suspects = [named.group(1)] if named else []
     suspects += [name for name in _suspects(model) if name not in suspects]
@@ -291,7 +267,7 @@ def _baked(model: ModelProto, what: str) -> ModelError:
 
 
 def _suspects(model: ModelProto) -> list[str]:
-    """Return the nodes that state a whole shape by a constant, its first dimension a number above 0."""
+    """Names of the nodes that set a whole shape by a constant whose first dimension is a number above 0."""
     constants = g.initializers(model.graph)
     made = g.producers(model.graph)
 
@@ -310,99 +286,3 @@ def _suspects(model: ModelProto) -> list[str]:
             if shape is not None and shape.size > 1 and int(shape.flat[0]) > (node.op_type == "Expand"):
                 found.append(node.name or f"{node.op_type}/{node.output[0]}")
     return found
-
-
-def _with_rounding(model: ModelProto) -> ModelProto:
-    """Return the model with every fp16 result rounded by ONNX Runtime; one without fp16 comes back as it is."""
-    values = (*model.graph.input, *model.graph.output)
-    kinds = {value.type.tensor_type.elem_type for value in values}
-    if TensorProto.FLOAT16 not in kinds | {tensor.data_type for tensor in model.graph.initializer}:
-        return model
-    model = g.copy_model(model)
-    inference.refresh_shapes(model)
-    round_every_tensor(model)
-    return model
-
-
-FP32_TOLERANCE = 1e-4  # of a head's largest magnitude; the passes themselves stay within 1e-5
-
-
-def input_values(spec: InputSpec) -> tuple[float, float]:
-    """The range of the network's input values over all grey levels and channels."""
-    low = min(-mean / std for mean, std in zip(spec.mean, spec.std, strict=True))
-    high = max((255 * spec.scale - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
-    return low, high
-
-
-def head_channels(found: dict[str, HeadError], spec: ModelSpec, shape: tuple[int, int]) -> dict[str, int]:
-    """Hold the heads that the source computed to the spec -> their channels by name.
-
-    Args:
-        found: from `compare_with_source`.
-        spec: says how many channels each head has, and how many pixels a cell.
-        shape: (height, width) of the input.
-
-    Raises:
-        SpecError: a head is of another shape than the spec says.
-    """
-    shapes = {name: error.shape for name, error in found.items()}
-    check_heads(shapes, spec)
-    grid = (shape[0] // spec.stride, shape[1] // spec.stride)
-    name, (_, _, height, width) = next(iter(shapes.items()))
-    if (height, width) != grid:
-        raise SpecError(
-            f"head {name!r} has a grid of {height}x{width} cells for an input of {shape[0]}x{shape[1]} pixels; "
-            f"the spec's stride {spec.stride} would give {grid[0]}x{grid[1]}",
-            f"set stride = {shape[0] // height} in the spec" if height and shape[0] % height == 0 else "",
-        )
-    return {name: head[1] for name, head in shapes.items()}
-
-
-def compare_with_source(
-    source: ModelProto, typed: ModelProto, spec: ModelSpec, shape: tuple[int, int], precision: Precision
-) -> dict[str, HeadError]:
-    """Run the source in fp32 and the typed graph true to its types, on random pixels.
-
-    Args:
-        source: cut at the heads.
-        typed: what was made of it.
-        spec: its input's name and normalisation.
-        shape: (height, width) of the input.
-        precision: of the typed graph; fp32 has to agree within `FP32_TOLERANCE`.
-
-    Raises:
-        ModelError: fp32 does not agree, or a head overflows.
-        BackendError: ONNX Runtime refuses a graph.
-    """
-    found = compare_models(
-        source,
-        typed,
-        shapes={spec.input.name or "": (1, 3, *shape)},
-        value_range=input_values(spec.input),
-        mode="faithful",
-    )
-    for name, error in found.items():
-        if precision == "fp32" and not error.max_rel <= FP32_TOLERANCE:
-            raise ModelError(
-                f"head {name!r} of the prepared graph differs from the source by {error.max_rel:.2g} of its largest "
-                f"magnitude, at most {FP32_TOLERANCE:.0e} was expected",
-                "this is a defect of a pass: please report it with the model",
-            )
-        if not error.max_abs < float("inf"):
-            raise ModelError(
-                f"head {name!r} overflows in {precision}: an infinity or NaN where the source has a number",
-                "build with --precision fp32",
-            )
-    return found
-
-
-def comparison_records(
-    found: dict[str, HeadError], spec: ModelSpec, shape: tuple[int, int]
-) -> dict[str, HeadComparison]:
-    """What the manifest keeps of a comparison."""
-    low, high = input_values(spec.input)
-    where = f"one random image of {shape[1]}x{shape[0]} pixels, values {low:.3g} to {high:.3g}, seed 0"
-    return {
-        name: HeadComparison(max_abs=error.max_abs, max_rel=error.max_rel, mode="faithful", input=where)
-        for name, error in found.items()
-    }

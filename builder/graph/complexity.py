@@ -1,4 +1,4 @@
-"""Counts the parameters and multiply-adds of a convolutional ONNX graph."""
+"""Count the parameters and multiply-adds of a convolutional ONNX graph: Complexity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,17 @@ _SAME_WEIGHT = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
 
 @dataclass(frozen=True)
 class Complexity:
-    """Size and arithmetic of a network for one image of a given size.
+    """Parameters and arithmetic of a network for one image of a given size.
 
     Attributes:
         parameters: elements of all constants that convolutions and batch norms learn: weights, biases, scales. Stored
             statistics are left out, as PyTorch does.
         multiply_adds: of all convolutions: one for each weight and each place that it is applied to.
-        output_convention: the same, but with transposed convolutions counted at their *output* size, stride squared
+        output_convention: the same with transposed convolutions counted at their *output* size, which is stride squared
             times too many: the figure of tools that treat them like convolutions.
-        mmcv_flops: `multiply_adds` plus what mmcv's counter adds: an element of every bias, ReLU output and pooling
-            input, two of every batch norm. Only on a graph whose batch norms are not folded.
+        mmcv_flops: the count of mmcv's tool: `multiply_adds`, plus one for each element of a bias's output, a ReLU's
+            output and a pooling's input, plus two for each element of a batch norm. Comparable with published figures
+            only for a graph whose batch norms are not folded.
     """
 
     parameters: int
@@ -37,16 +38,20 @@ class Complexity:
 
 
 def count_complexity(model: ModelProto, height: int, width: int) -> Complexity:
-    """Count the network behind the model's only input, (N, C, H, W), for one image of height x width.
+    """Count the operations of a network for one image.
 
-    DeformConv counts like the convolution that it is; the bilinear sampling (four more a sample) is left out, as the
-    published tables do.
+    DeformConv counts as a convolution; its bilinear sampling (four more per sample) is left out, as in published tables.
+
+    Args:
+        model: a graph with one input of shape (N, C, H, W).
+        height: rows of the input in pixels.
+        width: columns, likewise.
 
     Raises:
-        ModelError: no single input, or a size that cannot be inferred.
+        ModelError: the graph has not exactly one input, or a tensor of unknown size.
     """
     if len(model.graph.input) != 1:
-        raise ModelError(f"the graph has {len(model.graph.input)} inputs, one was expected")
+        raise ModelError(f"expected a graph with one input, got {len(model.graph.input)}")
     name = model.graph.input[0].name
     sized = set_input_size(model, name, height, width)
     sized.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -54,7 +59,7 @@ def count_complexity(model: ModelProto, height: int, width: int) -> Complexity:
     shapes = _shapes(sized)
     exact = outputs = extra = 0
     for node in sized.graph.node:
-        extra += _beside(shapes, node)
+        extra += _mmcv_extra(shapes, node)
         if node.op_type not in _CONVOLUTIONS:
             continue
         weights = _elements(shapes, node.input[1], node)
@@ -64,8 +69,8 @@ def count_complexity(model: ModelProto, height: int, width: int) -> Complexity:
     return Complexity(_parameters(model), exact, outputs, exact + extra)
 
 
-def _beside(shapes: dict[str, Sequence[int]], node: NodeProto) -> int:
-    """What mmcv counts beside the multiply-adds of convolutions."""
+def _mmcv_extra(shapes: dict[str, Sequence[int]], node: NodeProto) -> int:
+    """What mmcv counts in addition to the multiply-adds of convolutions."""
     if node.op_type == "MaxPool":
         return _elements(shapes, node.input[0], node)
     times = {"BatchNormalization": 2, "Relu": 1}.get(node.op_type, 0)
@@ -81,7 +86,7 @@ def _parameters(model: ModelProto) -> int:
             learnt.update((*node.input[1:2], *node.input[3:4]))
         elif node.op_type in (*_CONVOLUTIONS, "BatchNormalization"):
             learnt.update(node.input[1:3])
-    # A quantised weight is a constant behind its Q/DQ, and behind a Cast where these compute in fp32.
+    # A quantised weight is a constant before its Q/DQ, and before a Cast if these compute in fp32.
     before = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in _SAME_WEIGHT}
     for name in tuple(learnt):
         while name in before:
@@ -112,7 +117,7 @@ def _shapes(model: ModelProto) -> dict[str, Sequence[int]]:
 def _known(shapes: dict[str, Sequence[int]], name: str, node: NodeProto) -> Sequence[int]:
     if name not in shapes:
         raise ModelError(
-            f"the size of tensor {name!r} of node {node.name!r} cannot be inferred",
+            f"cannot infer the size of tensor {name!r} of node {node.name!r}",
             "run standardise_deform_conv first; operators that ONNX does not define have no known size",
         )
     return shapes[name]

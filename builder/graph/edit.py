@@ -13,7 +13,7 @@ from onnx import (
     helper,
 )
 
-from centernet_trt.builder.graph import external_data as weights
+from centernet_trt.builder.graph import external_data
 from centernet_trt.errors import ModelError
 
 __all__ = [
@@ -49,19 +49,19 @@ IR_VERSION = 9  # the oldest that opset 19 allows
 
 
 def copy_model(model: ModelProto) -> ModelProto:
-    """Return a deep copy of the model, weights included, but for those in files (`builder/graph/external_data.py`)."""
+    """A deep copy of the model, weights included, but for those in files (`builder/graph/external_data.py`)."""
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
 
 
 def main_opset(model: ModelProto) -> int:
-    """Return the opset version of the ONNX domain; ModelError when the model imports none."""
+    """The opset version of the ONNX domain; ModelError if the model imports none."""
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx"):
             return int(opset.version)
     raise ModelError(
-        "the model imports no opset of the ONNX domain, so its operators have no meaning",
+        "expected a model that imports an opset of the ONNX domain, got none: its operators have no meaning",
         "export the model again; this file is damaged or was edited by hand",
     )
 
@@ -76,7 +76,7 @@ def set_opset(model: ModelProto, domain: str, version: int) -> None:
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """Return the value of a node's attribute, or `default` when the node does not have it."""
+    """The value of a node's attribute, or `default` if the node does not have it."""
     for attr in node.attribute:
         if attr.name == name:
             return helper.get_attribute_value(attr)
@@ -84,22 +84,22 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 
 
 def initializers(graph: GraphProto) -> dict[str, TensorProto]:
-    """Return the constants of the graph by name."""
+    """The constants of the graph by name."""
     return {tensor.name: tensor for tensor in graph.initializer}
 
 
 def as_array(tensor: TensorProto) -> NDArray[Any]:
-    """Return the value of a constant as a numpy array of its own dtype."""
-    return weights.as_array(tensor)
+    """The value of a constant as a numpy array of its own dtype."""
+    return external_data.as_array(tensor)
 
 
 def add_initializer(graph: GraphProto, name: str, value: NDArray[Any]) -> None:
     """Append a constant to the graph (in place)."""
-    graph.initializer.append(weights.constant(name, value))
+    graph.initializer.append(external_data.make_constant(name, value))
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
-    """Return the graphs that a node holds in its attributes (If, Loop, Scan)."""
+    """The graphs in a node's attributes (If, Loop, Scan)."""
     found: list[GraphProto] = []
     for attr in node.attribute:
         if attr.HasField("g"):
@@ -109,7 +109,7 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
 
 
 def node_uses(node: NodeProto) -> Iterator[str]:
-    """Yield every tensor that a node reads, those captured by its subgraphs included."""
+    """Yield every tensor that a node reads, including those that its subgraphs capture."""
     yield from (name for name in node.input if name)
     for graph in subgraphs(node):
         own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
@@ -120,12 +120,12 @@ def node_uses(node: NodeProto) -> Iterator[str]:
 
 
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
-    """Return, for each tensor that a node computes, that node."""
+    """Tensor name -> the node that computes it."""
     return {name: node for node in graph.node for name in node.output if name}
 
 
 def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    """Return, for each tensor, the nodes that read it (once for each time they do)."""
+    """Tensor name -> the nodes that read it, once per use."""
     found: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node_uses(node):
@@ -134,7 +134,7 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
 
 
 def tensor_names(graph: GraphProto) -> set[str]:
-    """Return every tensor name that the graph knows; a new tensor needs a name outside this set."""
+    """Every tensor name of the graph and its subgraphs; a new tensor needs a name outside this set."""
     names = {value.name for value in (*graph.input, *graph.output)}
     names.update(tensor.name for tensor in graph.initializer)
     names.update(tensor.values.name for tensor in graph.sparse_initializer)
@@ -146,7 +146,7 @@ def tensor_names(graph: GraphProto) -> set[str]:
 
 
 def fresh_name(base: str, taken: set[str]) -> str:
-    """Return `base`, or `base_1`, `base_2`, ... : the first that is not taken. It is then taken."""
+    """The first of `base`, `base_1`, `base_2`, ... that is not in `taken`; it is added to `taken`."""
     name, count = base, 0
     while name in taken:
         count += 1
@@ -156,7 +156,7 @@ def fresh_name(base: str, taken: set[str]) -> str:
 
 
 def rename_uses(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
-    """Let nodes, and the nodes of their subgraphs, read `names[x]` instead of `x` (in place)."""
+    """Make nodes, and the nodes of their subgraphs, read `names[x]` instead of `x` (in place)."""
     for node in nodes:
         for index, name in enumerate(node.input):
             if name in names:
@@ -169,13 +169,13 @@ def rename_uses(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
 
 
 def name_nodes(model: ModelProto) -> ModelProto:
-    """Return the model with a unique name on every node of the main graph.
+    """Give every node of the main graph a unique name.
 
-    Good names are kept. A node without one is called by its operator and first output (`Conv/536`), which
-    stays the same from run to run; the second and later nodes of one name get a number.
+    Unique names are kept. A node without a name is named by its operator and first output (`Conv/536`), which is the same
+    in every run; the second and later nodes of one name get a number.
     """
     model = copy_model(model)
-    # Names that exist win over names made up here, wherever in the graph they come.
+    # Existing names take precedence over made-up ones, wherever they are in the graph.
     taken = {node.name for node in model.graph.node if node.name}
     seen: set[str] = set()
     for node in model.graph.node:
@@ -189,12 +189,12 @@ def name_nodes(model: ModelProto) -> ModelProto:
 
 
 def near_names(wanted: str, names: Collection[str], count: int = 5) -> list[str]:
-    """Return the names most like `wanted`, best first; for error messages."""
+    """The names most like `wanted`, best first, for error messages."""
     return get_close_matches(wanted, list(names), n=count, cutoff=0.5)
 
 
 def prune(graph: GraphProto) -> None:
-    """Remove the nodes, constants and shape notes that no graph output needs (in place; inputs stay)."""
+    """Remove the nodes, constants and value infos that no graph output needs (in place; inputs stay)."""
     by_output = producers(graph)
     needed: set[str] = set()
     queue = [value.name for value in graph.output]
@@ -216,9 +216,9 @@ def keep_only(field: Any, wanted: Callable[[Any], bool]) -> None:
 
 
 def remove_at(field: Any, indices: Iterable[int]) -> None:
-    """Remove the members at these places from a repeated protobuf field (in place).
+    """Remove the members at these indices from a repeated protobuf field (in place).
 
-    Places, for members cannot be known by `id`: protobuf makes a Python object on every access.
+    Indices, because members have no identity: protobuf makes a new Python object on every access.
     """
     for index in sorted(set(indices), reverse=True):
         del field[index]

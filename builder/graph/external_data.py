@@ -1,6 +1,5 @@
-"""Large weights in files of their own."""
+"""Keep the large weights of a model in files while it is built: external_weights."""
 
-import hashlib
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,25 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, external_data_helper, helper, numpy_helper
 
-from centernet_trt.builder.graph.shapes import PROTOBUF_LIMIT, serialised_size
-from centernet_trt.cache import atomic_write
 from centernet_trt.errors import ModelError
 
 __all__ = [
+    "PROTOBUF_LIMIT",
     "as_array",
-    "constant",
     "data_folder",
-    "inlined",
-    "inlined_tensor",
-    "move_out",
-    "moved",
-    "save_beside",
-    "save_model",
-    "size_outside",
-    "weights_outside",
+    "external_size",
+    "external_weights",
+    "externalise_constant",
+    "externalise_model",
+    "inline_constant",
+    "inline_weights",
+    "make_constant",
+    "save_with_external_data",
+    "serialised_size",
 ]
 
-_IN_FILE = 1024  # constants of fewer bytes stay in the .onnx file when the rest goes to a file beside it
+# A protobuf message may not be serialised beyond 2 GiB; the margin is for the bytes that we estimate.
+PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 try:
@@ -41,11 +40,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-# A smaller constant stays in the message: scales, shapes and axes, where shape inference sees them.
+# A smaller constant stays in the message, where shape inference sees it: scales, shapes and axes.
 _SMALLEST = 64 << 10
-# A graph with less than this keeps its weights in memory: copies are quicker than files.
+# A smaller graph keeps its weights in memory: copies are faster than files.
 _LARGE = 256 << 20
-# What numpy can map. Strings, and numbers of less than a byte, stay in the message.
+# Types that numpy can map. Strings, and numbers of less than a byte, stay in the message.
 _WHOLE_BYTES = frozenset(
     {
         TensorProto.FLOAT,
@@ -60,7 +59,7 @@ _WHOLE_BYTES = frozenset(
 
 
 class _Folder:
-    """A temporary folder of weights; it is used from when a large model is read."""
+    """A temporary folder of weights; `used` once a large model has been read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,7 +68,7 @@ class _Folder:
         self._count = 0
 
     def adopt(self, tensor: TensorProto, data: memoryview) -> TensorProto:
-        """Write a tensor's bytes to a file of its own -> a tensor that refers to it."""
+        """Write a tensor's bytes to a file of its own and return a tensor that refers to it."""
         self._count += 1
         location = f"{self.token}-{self._count}"
         (self.path / location).write_bytes(data)
@@ -82,10 +81,10 @@ _CURRENT: ContextVar[_Folder | None] = ContextVar("weights", default=None)
 
 
 @contextmanager
-def weights_outside() -> Iterator[None]:
-    """Within it, once a large model is read (`move_out`), large constants go into files; they are gone at its end.
+def external_weights() -> Iterator[None]:
+    """Keep large constants in temporary files, from when a large model is read (`externalise_model`).
 
-    A graph that is made within it is of no use after it.
+    The files are removed at the end: a graph made inside the context cannot be used after it.
     """
     if _CURRENT.get() is not None:
         yield
@@ -104,7 +103,7 @@ def weights_outside() -> Iterator[None]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold a lock in a folder, by which others know that it is in use."""
+    """Hold a lock in a folder, which tells other processes that it is in use."""
     with (folder / _LOCK).open("wb") as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +111,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned() -> None:
-    """Remove the folders of builds that were killed: gigabytes that nobody else would."""
+    """Remove the folders of builds that were killed (they may be gigabytes)."""
     if fcntl is None:
         return
     for lock in Path(gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
@@ -120,12 +119,12 @@ def _remove_abandoned() -> None:
             with lock.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.parent, ignore_errors=True)
-        except OSError:  # in use, somebody else's, or just gone
+        except OSError:  # in use, another user's, or just removed
             continue
 
 
-def constant(name: str, array: NDArray[Any]) -> TensorProto:
-    """The array as a constant, in a file where it is large and that is the way of this build."""
+def make_constant(name: str, array: NDArray[Any]) -> TensorProto:
+    """Make a constant of an array; in a file if it is large and this build keeps weights in files."""
     folder = _CURRENT.get()
     array = np.ascontiguousarray(array).reshape(array.shape)
     if folder is None or not folder.used or array.nbytes < _SMALLEST:
@@ -135,8 +134,8 @@ def constant(name: str, array: NDArray[Any]) -> TensorProto:
     return folder.adopt(tensor, _array_bytes(array))
 
 
-def moved(tensor: TensorProto) -> TensorProto:
-    """The constant, in a file where it is large and that is the way of this build."""
+def externalise_constant(tensor: TensorProto) -> TensorProto:
+    """The constant, moved to a file if it is large and this build keeps weights in files."""
     folder = _CURRENT.get()
     if (
         folder is None
@@ -145,14 +144,14 @@ def moved(tensor: TensorProto) -> TensorProto:
         or tensor.data_type not in _WHOLE_BYTES
     ):
         return tensor
-    return constant(tensor.name, as_array(tensor))
+    return make_constant(tensor.name, as_array(tensor))
 
 
 def as_array(tensor: TensorProto) -> NDArray[Any]:
-    """The numbers of a constant; of one in a file they are mapped, not read, and cannot be written.
+    """The values of a constant; those of one in a file are mapped read-only.
 
     Raises:
-        ModelError: the file is gone: the model is used outside of `weights_outside`.
+        ModelError: the file was removed: the model is used after the end of `external_weights`.
     """
     if not external_data_helper.uses_external_data(tensor):
         return np.asarray(numpy_helper.to_array(tensor))
@@ -161,15 +160,15 @@ def as_array(tensor: TensorProto) -> NDArray[Any]:
 
 
 def data_folder(model: ModelProto) -> Path | None:
-    """The folder that the model's large constants lie in; None for a model that has them all itself."""
+    """The folder with the model's large constants; None if all constants are in the model itself."""
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
             return _OPEN.get(_token(tensor))
     return None
 
 
-def size_outside(model: ModelProto) -> int:
-    """Bytes of the model's constants that lie in files."""
+def external_size(model: ModelProto) -> int:
+    """Bytes of the model's constants that are in files."""
     found = 0
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
@@ -177,38 +176,48 @@ def size_outside(model: ModelProto) -> int:
     return found
 
 
-def inlined(model: ModelProto) -> ModelProto:
-    """The model with all its constants in its message, for who takes one file only; as it is where it has them."""
+def serialised_size(model: ModelProto) -> int:
+    """Estimate how many bytes the model takes when serialised; works for any size."""
+    graph = model.graph
+    size = sum(int(tensor.ByteSize()) for tensor in graph.initializer) + external_size(model)
+    return size + sum(int(node.ByteSize()) for node in graph.node) + 200 * len(graph.initializer)
+
+
+def inline_weights(model: ModelProto) -> ModelProto:
+    """The model with all its constants in its message; the same object if they are there already."""
     if data_folder(model) is None:
         return model
     whole = ModelProto()
     whole.CopyFrom(model)
     for tensor in whole.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
-            tensor.CopyFrom(inlined_tensor(tensor))
+            tensor.CopyFrom(inline_constant(tensor))
     return whole
 
 
-def inlined_tensor(tensor: TensorProto) -> TensorProto:
-    """The constant with its numbers in its message; as it is where it has them."""
+def inline_constant(tensor: TensorProto) -> TensorProto:
+    """The constant with its values in its message; the same object if they are there already."""
     if not external_data_helper.uses_external_data(tensor):
         return tensor
     return numpy_helper.from_array(as_array(tensor), tensor.name)
 
 
-def move_out(model: ModelProto, beside: Path) -> ModelProto:
-    """The model with its large constants in files, if they are large together and within `weights_outside`.
+def externalise_model(model: ModelProto, beside: Path) -> ModelProto:
+    """Move the large constants of a large model to files, inside `external_weights`; else return it unchanged.
 
     Args:
-        model: it is emptied on the way, so that its weights are not held twice; external data is not loaded yet.
-        beside: the folder that its external data, if any, lies in.
+        model: its external data is not loaded yet. It is emptied in the process, so that weights are not held twice.
+        beside: the folder of its external data, if any.
+
+    Returns:
+        The model whose large constants are in files.
 
     Raises:
-        ModelError: a constant has more or fewer bytes than its shape says.
+        ModelError: a constant has more or fewer bytes than its shape requires.
     """
     folder = _CURRENT.get()
     inside = sum(tensor.ByteSize() for tensor in model.graph.initializer)
-    if folder is None or inside + size_outside(model) < _LARGE:
+    if folder is None or inside + external_size(model) < _LARGE:
         return model
     folder.used = True
     for tensor in model.graph.initializer:
@@ -219,14 +228,14 @@ def move_out(model: ModelProto, beside: Path) -> ModelProto:
             data = _tensor_bytes(tensor, beside)
             _check_size(tensor, data.nbytes)
             tensor.CopyFrom(folder.adopt(tensor, data))
-    # Protobuf frees nothing that a message once held before the message itself goes.
+    # Protobuf frees the memory of a message's fields only with the message itself.
     lean = ModelProto()
     lean.ParseFromString(model.SerializeToString())
     return lean
 
 
-def save_beside(model: ModelProto, path: Path, location: str) -> None:
-    """Write a model to `path`, and its constants to the file `location` beside it: for any size."""
+def save_with_external_data(model: ModelProto, path: Path, location: str) -> None:
+    """Write a model of any size to `path`, and its large constants to the file `location` beside it."""
     lean = ModelProto()
     lean.CopyFrom(model)
     with (path.parent / location).open("wb") as file:
@@ -240,7 +249,7 @@ def save_beside(model: ModelProto, path: Path, location: str) -> None:
 
 
 def _aligned(file: BinaryIO) -> int:
-    """The place of the next tensor: at a page, from where a reader can map it."""
+    """Pad to the offset of the next tensor, at a page boundary, from which a reader can map it."""
     file.write(bytes(-file.tell() % 4096))
     return file.tell()
 
@@ -260,7 +269,7 @@ def _array_bytes(array: NDArray[Any]) -> memoryview:
 
 
 def _tensor_bytes(tensor: TensorProto, beside: Path) -> memoryview:
-    """The bytes of a tensor that is as its file had it: beside it, raw, or number by number."""
+    """The bytes of a tensor as it was read from its file: external, raw, or a field of numbers."""
     if not external_data_helper.uses_external_data(tensor):
         return memoryview(tensor.raw_data) if tensor.raw_data else _array_bytes(numpy_helper.to_array(tensor))
     info = external_data_helper.ExternalDataInfo(tensor)
@@ -276,7 +285,7 @@ def _check_size(tensor: TensorProto, found: int) -> None:
     wanted = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
     if found != wanted:
         raise ModelError(
-            f"constant {tensor.name!r} of shape {list(tensor.dims)} has {found} bytes, {wanted} were expected",
+            f"constant {tensor.name!r} of shape {list(tensor.dims)}: expected {wanted} bytes, got {found}",
             "copy, download or export the file again",
         )
 
@@ -290,68 +299,7 @@ def _file(tensor: TensorProto) -> Path:
     location, folder = external_data_helper.ExternalDataInfo(tensor).location, _OPEN.get(_token(tensor))
     if folder is None:
         raise ModelError(
-            f"constant {tensor.name!r} lies in the file {location}, which is not there",
-            "read the model with loading.load_model, and use it within weights.weights_outside only",
+            f"constant {tensor.name!r} is in the file {location}, which is missing",
+            "use the model inside the `external_weights` context that it was loaded in",
         )
     return folder / location
-
-
-def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_LIMIT) -> tuple[Path, ...]:
-    """Write the model and return the files that hold it; a write that dies leaves an older file of the name whole.
-
-    Args:
-        model: of any size.
-        path: the .onnx file. Beyond `external_above` bytes the large constants go to `NAME.HASH.data` beside it (a
-            protobuf file ends at 2 GB).
-        external_above: see there.
-
-    Raises:
-        ModelError: the file cannot be written.
-    """
-    path = Path(path)
-    beside: tuple[Path, ...] = ()
-    try:
-        if serialised_size(model) > external_above:
-            model, data = _write_data(model, path)
-            beside = (data,)
-        atomic_write(path, model.SerializeToString(deterministic=True))
-    except OSError as error:
-        raise ModelError(
-            f"cannot write {path}: {error.strerror}", "check the folder and its free space"
-        ) from error
-    return (path, *beside)
-
-
-def _write_data(model: ModelProto, path: Path) -> tuple[ModelProto, Path]:
-    """Write the large constants of a model to a file beside `path`; the model that refers to them, and that file."""
-    bare = ModelProto()
-    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _IN_FILE]
-    large_names = {tensor.name for tensor in large}
-    for field in ("ir_version", "producer_name", "producer_version", "doc_string"):
-        setattr(bare, field, getattr(model, field))
-    bare.opset_import.extend(model.opset_import)
-    bare.metadata_props.extend(model.metadata_props)
-    bare.graph.name = model.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(bare.graph, field).extend(getattr(model.graph, field))
-    bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in large_names)
-    digest = hashlib.sha256()
-    for tensor in large:
-        digest.update(tensor.raw_data)
-    # Its name has its hash: until the .onnx file is replaced, the old one finds its own data.
-    data = path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            file.writelines(tensor.raw_data for tensor in large)
-
-    atomic_write(data, write)
-    offset = 0
-    for tensor in large:
-        entry = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        entry.data_location = TensorProto.EXTERNAL
-        length = len(tensor.raw_data)
-        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
-            entry.external_data.add(key=key, value=str(value))
-        offset += length
-    return bare, data

@@ -1,31 +1,38 @@
-"""Inputs and outputs of a graph: dynamic axes, and the cut at the heads."""
+"""Set the inputs and outputs of a graph (dynamic axes, the cut at the heads), and write it to a file."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph.external_data import PROTOBUF_LIMIT, serialised_size
+from centernet_trt.builder.graph.shapes import refresh_shapes
+from centernet_trt.cache import atomic_write
 from centernet_trt.errors import ModelError
 
-__all__ = ["find_image_input", "keep_heads", "make_dynamic", "set_input_size"]
+__all__ = ["find_image_input", "keep_heads", "make_dynamic", "save_model", "set_input_size"]
+
+_IN_FILE = 1024  # constants of fewer bytes stay in the .onnx file when the rest goes to a file beside it
 
 
 def keep_heads(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
-    """Return the model whose outputs are exactly these tensors, in this order, and nothing beyond them.
+    """Cut a graph at its heads.
 
     Args:
-        model: any model; a head may be an output or an internal tensor (the logits before a Sigmoid).
+        model: any; a head may be an output or an internal tensor (the logits before a Sigmoid).
         outputs: tensor names, each once.
 
     Returns:
-        The model without the nodes, constants and inputs that these tensors do not need.
+        The model with exactly these outputs, in this order, without the nodes, constants and inputs that they do not
+        need.
 
     Raises:
-        ModelError: no names, a name twice, a tensor that no node computes, or one of unknown type.
+        ModelError: there are no names, a name is repeated, no node computes a tensor, or its type is unknown.
     """
     if not outputs:
-        raise ModelError("no heads were named", "name at least the heatmap tensor")
+        raise ModelError("expected at least one head, got none", "name at least the heatmap tensor")
     twice = sorted({name for name in outputs if outputs.count(name) > 1})
     if twice:
         raise ModelError(
@@ -52,7 +59,7 @@ def keep_heads(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
 
 
 def _value(model: ModelProto, name: str) -> ValueInfoProto:
-    """Return the type of a tensor as the model notes it, else as shape inference finds it."""
+    """The declaration of a tensor: the model's own, else by shape inference."""
     for attempt in range(2):
         for value in (*model.graph.output, *model.graph.value_info):
             if value.name == name and value.type.WhichOneof("value"):
@@ -61,7 +68,7 @@ def _value(model: ModelProto, name: str) -> ValueInfoProto:
                 return found
         if not attempt:
             model = g.copy_model(model)
-            inference.refresh_shapes(model, clear_outputs=False)
+            refresh_shapes(model, clear_outputs=False)
     raise ModelError(
         f"the type of tensor {name!r} is unknown: it comes from an operator that ONNX does not define",
         "make it an output of the graph when exporting",
@@ -73,14 +80,14 @@ def _missing(model: ModelProto, name: str) -> ModelError:
     outputs = [value.name for value in graph.output]
     if name in {value.name for value in graph.input} or name in g.initializers(graph):
         return ModelError(
-            f"{name!r} is an input or constant of the graph, not something it computes; "
-            f"its outputs are {', '.join(outputs)}",
-            "name a tensor that a node makes",
+            f"expected a head that the graph computes, got the input or constant {name!r}; "
+            f"the graph's outputs are {', '.join(outputs)}",
+            "name a tensor that a node computes",
         )
     near = g.near_names(name, g.producers(graph).keys())
     found = f"; near names: {', '.join(near)}" if near else ""
     return ModelError(
-        f"the graph has no tensor {name!r}{found}; its outputs are {', '.join(outputs)}",
+        f"the graph has no tensor {name!r}{found}; the graph's outputs are {', '.join(outputs)}",
         "name the heads in the spec by the tensors of this graph",
     )
 
@@ -89,10 +96,10 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def find_image_input(model: ModelProto, input_name: str) -> ValueInfoProto:
-    """Return the declaration of an input of shape (N, C, H, W), float32 or float16.
+    """The declaration of an input of shape (N, C, H, W), float32 or float16.
 
     Raises:
-        ModelError: there is no such input, or it is not of rank 4, or not float.
+        ModelError: there is no such input, its rank is not 4, or its type is not float.
     """
     constants = g.initializers(model.graph)
     inputs = {value.name: value for value in model.graph.input if value.name not in constants}
@@ -106,29 +113,29 @@ def find_image_input(model: ModelProto, input_name: str) -> ValueInfoProto:
     if not tensor.HasField("shape") or len(tensor.shape.dim) != 4:
         rank = f"rank {len(tensor.shape.dim)}" if tensor.HasField("shape") else "no declared shape"
         raise ModelError(
-            f"input {input_name!r} has {rank}; (N, C, H, W), rank 4, was expected",
+            f"input {input_name!r}: expected rank 4, (N, C, H, W), got {rank}",
             "export the network alone, with its image batch as the input",
         )
     if tensor.elem_type not in _FLOATS:
         raise ModelError(
-            f"input {input_name!r} is {TensorProto.DataType.Name(tensor.elem_type)}; float was expected",
+            f"input {input_name!r}: expected float, got {TensorProto.DataType.Name(tensor.elem_type)}",
             "export the network without the conversion from bytes: pre-processing is done by a kernel",
         )
     return value
 
 
 def make_dynamic(model: ModelProto, input_name: str, *, batch: bool = True, size: bool) -> ModelProto:
-    """Return the model with a dynamic batch and, if asked, a dynamic size.
+    """Make the batch and the size of the image input dynamic.
 
     Args:
-        model: a model whose input `input_name` is (N, C, H, W), float.
+        model: its input `input_name` is (N, C, H, W), float.
         input_name: the image input; other inputs are left alone.
-        batch: call the first dimension `batch`; else keep it as declared.
-        size: call the last two `height` and `width`; else keep them as declared.
+        batch: make the first dimension dynamic, as `batch`; else it stays as declared.
+        size: make the last two dynamic, as `height` and `width`; else they stay as declared.
 
     Returns:
-        The model with all shapes behind the input inferred again, those of the outputs too. That nothing
-        in the graph has the old shape baked in is for `equivalence.check_dynamic_batch` to find out.
+        The model with all shapes inferred again. `check_dynamic_batch` finds out whether a node has the old batch size
+        baked in.
 
     Raises:
         ModelError: see `find_image_input`; or the new shape contradicts the graph.
@@ -139,22 +146,95 @@ def make_dynamic(model: ModelProto, input_name: str, *, batch: bool = True, size
         dims[0].dim_param = "batch"
     if size:
         dims[2].dim_param, dims[3].dim_param = "height", "width"
-    inference.refresh_shapes(model)
+    refresh_shapes(model)
     return model
 
 
 def set_input_size(model: ModelProto, input_name: str, height: int, width: int) -> ModelProto:
-    """Return the model with the input declared as (N, C, height, width); N and C stay as they are.
+    """Fix the size of the image input.
+
+    Args:
+        model: its input `input_name` is (N, C, H, W), float.
+        input_name: the image input.
+        height: rows in pixels.
+        width: columns in pixels.
+
+    Returns:
+        The model with the input (N, C, height, width), N and C as they were, and all shapes inferred again.
 
     Raises:
         ModelError: see `find_image_input`; or the size is not positive, or contradicts the graph.
     """
     if height < 1 or width < 1:
         raise ModelError(
-            f"an input size of {height}x{width} was asked for", "give a height and width above 0"
+            f"expected an input size above 0, got {height}x{width}", "give a height and width above 0"
         )
     model = g.copy_model(model)
     dims = find_image_input(model, input_name).type.tensor_type.shape.dim
     dims[2].dim_value, dims[3].dim_value = height, width
-    inference.refresh_shapes(model)
+    refresh_shapes(model)
     return model
+
+
+def save_model(model: ModelProto, path: Path, *, external_above: int = PROTOBUF_LIMIT) -> tuple[Path, ...]:
+    """Write a model. A write that fails leaves an older file of that name intact.
+
+    Args:
+        model: of any size.
+        path: the .onnx file.
+        external_above: above this many bytes the large constants go to `NAME.HASH.data` beside it (a protobuf file is
+            limited to 2 GB).
+
+    Returns:
+        The files written, `path` first.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
+    path = Path(path)
+    beside: tuple[Path, ...] = ()
+    try:
+        if serialised_size(model) > external_above:
+            model, data = _write_data(model, path)
+            beside = (data,)
+        atomic_write(path, model.SerializeToString(deterministic=True))
+    except OSError as error:
+        raise ModelError(
+            f"cannot write {path}: {error.strerror}", "check the folder and its free space"
+        ) from error
+    return (path, *beside)
+
+
+def _write_data(model: ModelProto, path: Path) -> tuple[ModelProto, Path]:
+    """Write the large constants of a model to a file beside `path` -> a model that refers to them, and that file."""
+    bare = ModelProto()
+    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _IN_FILE]
+    large_names = {tensor.name for tensor in large}
+    for field in ("ir_version", "producer_name", "producer_version", "doc_string"):
+        setattr(bare, field, getattr(model, field))
+    bare.opset_import.extend(model.opset_import)
+    bare.metadata_props.extend(model.metadata_props)
+    bare.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(bare.graph, field).extend(getattr(model.graph, field))
+    bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in large_names)
+    digest = hashlib.sha256()
+    for tensor in large:
+        digest.update(tensor.raw_data)
+    # The hash in the name keeps the old .onnx file usable until it is replaced.
+    data = path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            file.writelines(tensor.raw_data for tensor in large)
+
+    atomic_write(data, write)
+    offset = 0
+    for tensor in large:
+        entry = bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        entry.data_location = TensorProto.EXTERNAL
+        length = len(tensor.raw_data)
+        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
+            entry.external_data.add(key=key, value=str(value))
+        offset += length
+    return bare, data

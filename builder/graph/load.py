@@ -1,7 +1,8 @@
-"""Reads an ONNX file and brings it into the one form that the passes expect.
+"""Read an ONNX file and normalise it to the form that the passes expect.
 
-That form: checked, weights in memory or, of a large model, where `builder/graph/external_data.py` says, opset 13 or newer, local functions inlined, graph inputs are the
-real inputs only, no constant is left unused, every node has a unique name.
+That form is: checked by ONNX; weights in memory, or those of a large model in files (`builder/graph/external_data.py`);
+opset 13 or newer; local functions inlined; graph inputs are the real inputs only; no unused constants; a unique name on
+every node.
 """
 
 from collections.abc import Collection
@@ -12,21 +13,21 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, checker, external_data_helper, helper, inliner, version_converter
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import external_data as weights
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph.external_data import data_folder, externalise_model, inline_weights
+from centernet_trt.builder.graph.shapes import check
 from centernet_trt.errors import ModelError
 
 __all__ = ["FOREIGN_DOMAIN", "MINIMUM_OPSET", "OLDEST_OPSET", "UPGRADE_OPSETS", "load_model"]
 
-# Where operators that ONNX does not define go, so that the checker and the converter pass them by.
+# Domain for operators that ONNX does not define, which the checker and the converter then ignore.
 FOREIGN_DOMAIN = "centernet_trt.foreign"
-# Older graphs (before 2019) have semantics that neither the converter nor TensorRT's parser covers.
+# Neither the converter nor TensorRT's parser supports the semantics of older graphs (before 2019).
 OLDEST_OPSET = 9
-# From 13 on, Q/DQ have per-channel scales, and axes, clip bounds and sizes are inputs: one form for passes.
+# From 13 on, Q/DQ have per-channel scales, and axes, clip bounds and sizes are inputs: one form for all passes.
 MINIMUM_OPSET = 13
-# What an older graph is raised to, best first. 19 is the first with DeformConv and with fp16 Q/DQ scales, and
-# every TensorRT 10 parser reads it (20 renames GridSample's modes, which gains nothing here). A converter
-# that has no road to 19 for some operator often has one to 17 or 13.
+# Opsets that an older graph is converted to, best first. 19 is the first with DeformConv and with fp16 Q/DQ scales, and
+# every TensorRT 10 parser reads it (20 renames GridSample's modes, which is of no use here). The converter often supports
+# 17 or 13 for an operator that it cannot convert to 19.
 UPGRADE_OPSETS = (19, 17, MINIMUM_OPSET)
 
 _EXPORT_HINT = "give the .onnx file that the model was exported to"
@@ -57,21 +58,21 @@ def load_model(path: Path, *, foreign_ops: Collection[str] = ()) -> ModelProto:
     Args:
         path: the .onnx file; weights kept in files beside it are read too.
         foreign_ops: operator types that exporters put into the ONNX domain though ONNX does not define them
-            (`DCNv2`). Their nodes are moved to the domain `FOREIGN_DOMAIN`; a later pass must replace them.
+            (`DCNv2`). Their nodes move to the domain `FOREIGN_DOMAIN`; a later pass must replace them.
 
     Returns:
-        The model in the form that the module's docstring describes, weights included.
+        The model in the form that the module's docstring describes.
 
     Raises:
-        ModelError: the file is missing, not ONNX, damaged, invalid, or of an opset that cannot be used.
+        ModelError: the file is missing, not ONNX, damaged, invalid, or of an unsupported opset.
     """
     path = Path(path)
     _check_file(path)
     model = _parse(path)
     _check_graph(model, path)
     _check_external_files(model, path)
-    model = weights.move_out(model, path.parent)
-    outside = weights.data_folder(model) is not None
+    model = externalise_model(model, path.parent)
+    outside = data_folder(model) is not None
     if not outside:
         _load_external_data(model, path)
     moved = _move_foreign(model, foreign_ops)
@@ -84,11 +85,11 @@ def load_model(path: Path, *, foreign_ops: Collection[str] = ()) -> ModelProto:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what can be told without parsing: no file, a folder, nothing in it, another format."""
+    """Refuse what is recognised without parsing: no file, a folder, an empty file, another format."""
     if path.is_dir():
         models = sorted(p.name for p in path.glob("*.onnx"))
         inside = f"; it holds {', '.join(models[:5])}" if models else ""
-        raise ModelError(f"{path} is a folder, an ONNX file was expected{inside}", _EXPORT_HINT)
+        raise ModelError(f"expected an ONNX file, but {path} is a folder{inside}", _EXPORT_HINT)
     if not path.exists():
         raise ModelError(f"there is no file {path}", "check the path")
     try:
@@ -113,7 +114,7 @@ def _parse(path: Path) -> ModelProto:
     try:
         model = onnx.load_model(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:
-        # ONNX writers put ir_version, field 1, first: such a file began as a model.
+        # ONNX writers put ir_version, field 1, first: such a file started as a model.
         if _head(path, 1) == b"\x08":
             raise ModelError(
                 f"{path} begins like an ONNX file but is truncated or damaged ({path.stat().st_size} bytes)",
@@ -122,7 +123,7 @@ def _parse(path: Path) -> ModelProto:
         raise ModelError(f"{path} is not an ONNX file", _EXPORT_HINT) from error
     if not model.ir_version or not model.opset_import:
         raise ModelError(
-            f"{path} is not an ONNX file, or a truncated one: it states no IR version or opset", _EXPORT_HINT
+            f"{path} is not an ONNX file, or a truncated one: it has no IR version or opset", _EXPORT_HINT
         )
     return model
 
@@ -139,13 +140,13 @@ def _check_graph(model: ModelProto, path: Path) -> None:
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise ModelError(
-            f"{path} has opset {opset}; {OLDEST_OPSET} to {newest} can be read",
+            f"expected opset {OLDEST_OPSET} to {newest}, got {opset} in {path}",
             f"export it again with opset {UPGRADE_OPSETS[0]}",
         )
 
 
 def _tensors(model: ModelProto) -> list[TensorProto]:
-    """Return the constants of the main graph and those held by its nodes' attributes."""
+    """The constants of the main graph and those in its nodes' attributes."""
     tensors = list(model.graph.initializer)
     for node in model.graph.node:
         tensors.extend(attr.t for attr in node.attribute if attr.HasField("t"))
@@ -162,12 +163,12 @@ def _check_external_files(model: ModelProto, path: Path) -> None:
         file = path.parent / location
         if not file.is_file():
             raise ModelError(
-                f"{path} keeps {len(external)} weights in other files; {location} is not there",
+                f"{path} keeps {len(external)} weights in other files; {location} is missing",
                 f"put {location} into {path.parent or Path()}",
             )
         if file.stat().st_size < size:
             raise ModelError(
-                f"{file} is truncated: it has {file.stat().st_size} bytes, {path.name} needs {size}",
+                f"{file} is truncated: expected {size} bytes, as {path.name} requires, got {file.stat().st_size}",
                 "copy or download the file again",
             )
 
@@ -182,7 +183,7 @@ def _load_external_data(model: ModelProto, path: Path) -> None:
 
 
 def _move_foreign(model: ModelProto, foreign_ops: Collection[str]) -> bool:
-    """Move the nodes of the given operator types out of the ONNX domain; tell whether there were any."""
+    """Move the nodes of the given operator types out of the ONNX domain; returns whether there were any."""
     moved = False
     for node in model.graph.node:
         if node.domain in ("", "ai.onnx") and node.op_type in foreign_ops:
@@ -195,9 +196,9 @@ def _move_foreign(model: ModelProto, foreign_ops: Collection[str]) -> bool:
 
 def _check_valid(model: ModelProto, path: Path, *, in_memory: bool) -> None:
     try:
-        # By path the checker also sees the external data, and has no 2 GB limit.
+        # By path the checker also reads external data, and has no 2 GB limit.
         if in_memory:
-            inference.check(model)
+            check(model)
         else:
             checker.check_model(str(path))
     except (checker.ValidationError, ValueError) as error:
@@ -205,7 +206,7 @@ def _check_valid(model: ModelProto, path: Path, *, in_memory: bool) -> None:
 
 
 def _drop_unused(model: ModelProto) -> None:
-    """Leave only the real inputs and the constants that something uses (in place)."""
+    """Remove inputs that are constants or unused, and unused constants (in place)."""
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     used = {name for node in graph.node for name in g.node_uses(node)} | {
@@ -214,13 +215,13 @@ def _drop_unused(model: ModelProto) -> None:
     inputs = [value for value in graph.input if value.name in used and value.name not in constants]
     if not inputs:
         raise ModelError(
-            "no output of the graph depends on an input: every input is a constant or unused",
+            "expected outputs that depend on an input, got constant or unused inputs only",
             "export the model with its image input",
         )
     real = {value.name for value in inputs}
     g.keep_only(graph.input, lambda value: value.name in real)
     g.prune(graph)
-    # Before IR 4 every constant had to be an input too; and each opset asks for some IR version.
+    # Before IR 4 every constant had to be an input too; and each opset requires some IR version.
     oldest = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = max(model.ir_version, oldest, 4)
 
@@ -231,13 +232,13 @@ def _upgrade(model: ModelProto, path: Path) -> ModelProto:
         return model
     outputs = [value.name for value in model.graph.output]
     reasons: list[str] = []
-    whole = weights.inlined(model)  # the converter copies what it finds in the message
+    whole = inline_weights(model)  # the converter copies the weights in the message only
     for target in UPGRADE_OPSETS:
         try:
             upgraded = version_converter.convert_version(whole, target)
             if opset < 11:
                 _restore_resize(upgraded)
-            inference.check(upgraded)
+            check(upgraded)
         except (RuntimeError, ValueError, version_converter.ConvertError, ModelError) as error:
             reasons.append(f"to {target}: {error}")
             continue
@@ -245,19 +246,19 @@ def _upgrade(model: ModelProto, path: Path) -> ModelProto:
             reasons.append(f"to {target}: the converter renames the outputs")
             continue
         _drop_unused(upgraded)
-        return weights.move_out(upgraded, path.parent)
+        return externalise_model(upgraded, path.parent)
     raise ModelError(
-        f"{path} has opset {opset}, {MINIMUM_OPSET} or newer is needed, and ONNX cannot convert it: "
+        f"expected opset {MINIMUM_OPSET} or newer, got {opset} in {path}, which ONNX cannot convert: "
         + "; ".join(reasons),
         f"export the model again with opset {UPGRADE_OPSETS[0]}",
     )
 
 
 def _restore_resize(model: ModelProto) -> None:
-    """Give converted Resize nodes the coordinates that Upsample and Resize had before opset 11 (in place).
+    """Give converted Resize nodes the coordinate mode that Upsample and Resize had before opset 11 (in place).
 
-    The converter leaves them on the new default, half pixels, and so moves the image: by 0.4 for values of
-    unit size in a linear x2 (measured, onnx 1.23).
+    The converter leaves the new default, half pixels, which shifts the image: a linear x2 of values of unit size differs
+    by up to 0.4 (measured, onnx 1.23).
     """
     modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""Checks and shape inference, also of models above 2 GB."""
+"""Check models, infer their shapes and open them in ONNX Runtime, also above 2 GB."""
 
 import secrets
 from collections.abc import Iterable, Iterator
@@ -12,8 +12,16 @@ import onnx
 from onnx import ModelProto, TensorShapeProto, ValueInfoProto, checker, helper
 from onnx.shape_inference import InferenceError, infer_shapes
 
-from centernet_trt.builder.graph import external_data as weights
-from centernet_trt.errors import ModelError
+from centernet_trt.builder.graph.external_data import (
+    PROTOBUF_LIMIT,
+    data_folder,
+    inline_constant,
+    save_with_external_data,
+    serialised_size,
+)
+from centernet_trt.errors import BackendError, ModelError
+from centernet_trt.runtime.host import onnxruntime
+from centernet_trt.runtime.host.onnxruntime import SessionMode
 
 __all__ = [
     "PROTOBUF_LIMIT",
@@ -26,27 +34,18 @@ __all__ = [
     "serialised_size",
 ]
 
-# A protobuf message may not be serialised beyond 2 GiB; the margin is for the bytes that we estimate.
-PROTOBUF_LIMIT = 2**31 - 2**20
-# Shape inference reads the values of small tensors only (shapes, axes, scales); all others just cost copies.
+# Shape inference reads the values of small tensors only (shapes, axes, scales); copying larger ones is wasted.
 _INFERENCE_VALUE_ELEMENTS = 1024
-
-
-def serialised_size(model: ModelProto) -> int:
-    """Return about how many bytes the model takes when serialised; never fails, whatever the size."""
-    graph = model.graph
-    size = sum(int(tensor.ByteSize()) for tensor in graph.initializer) + weights.size_outside(model)
-    return size + sum(int(node.ByteSize()) for node in graph.node) + 200 * len(graph.initializer)
 
 
 @contextmanager
 def saved(model: ModelProto) -> Iterator[Path]:
-    """Yield the path of the model in a temporary folder, its weights in files beside it: for any size."""
-    beside = weights.data_folder(model)
+    """Yield the path of the model in a temporary folder, its weights in files beside it; of any size."""
+    beside = data_folder(model)
     if beside is None:
         with TemporaryDirectory(prefix="centernet-trt-") as folder:
             path = Path(folder) / "model.onnx"
-            weights.save_beside(model, path, "weights.bin")
+            save_with_external_data(model, path, "weights.bin")
             yield path
         return
     path = beside / f"{secrets.token_hex(6)}.onnx"
@@ -59,32 +58,57 @@ def saved(model: ModelProto) -> Iterator[Path]:
 
 @contextmanager
 def loadable(model: ModelProto) -> Iterator[bytes | str]:
-    """Yield what ONNX Runtime makes a session from: the model's bytes, or the path of one too large for that."""
-    if weights.data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT:
+    """Yield what parsers and ONNX Runtime read: the model's bytes, or the path of one too large for that."""
+    if _fits_in_memory(model):
         yield model.SerializeToString()
     else:
         with saved(model) as path:
             yield str(path)
 
 
-def open_session(model: ModelProto, options: Any) -> Any:
-    """An onnxruntime.InferenceSession on the CPU; of a large model, whose weights lie in files, one that saves memory.
+def _fits_in_memory(model: ModelProto) -> bool:
+    return data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
 
-    ONNX Runtime maps such files, and copies them where it optimises: for a large model it does not, which costs up to
-    half of the speed. What it raises passes through.
+
+def open_session(
+    model: ModelProto, mode: SessionMode = "fast", threads: int | None = None, *, in_order: bool = False
+) -> Any:
+    """Open an onnxruntime.InferenceSession of a model of any size; the model itself stays as it is.
+
+    A model whose weights are in files runs with `low_memory`: see `runtime.host.onnxruntime.open_session`.
+
+    Raises:
+        BackendError: ONNX Runtime is missing or refuses the graph, or a temporary file cannot be written.
+        ModelError: shapes or types contradict each other (`faithful`, fp16 only).
     """
-    import onnxruntime as ort
+    if mode == "faithful" and _holds_half(model):
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        refresh_shapes(copy)  # rounding needs the type of every tensor
+        model = copy
+    if _fits_in_memory(model):
+        return onnxruntime.open_session(model, mode, threads, in_order=in_order)
+    low_memory = data_folder(model) is not None
+    try:
+        with saved(model) as path:
+            return onnxruntime.open_session(path, mode, threads, low_memory=low_memory, in_order=in_order)
+    except OSError as error:
+        raise BackendError(
+            f"cannot write the graph for ONNX Runtime: {error}",
+            "check the temporary folder and its free space",
+        ) from error
 
-    if weights.data_folder(model) is not None:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    with loadable(model) as source:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+def _holds_half(model: ModelProto) -> bool:
+    half = onnx.TensorProto.FLOAT16
+    values = (*model.graph.input, *model.graph.output)
+    return any(value.type.tensor_type.elem_type == half for value in values) or any(
+        tensor.data_type == half for tensor in model.graph.initializer
+    )
 
 
 def _skeleton(model: ModelProto, limit: int) -> ModelProto:
-    """Return the model with each constant of more than `limit` elements turned into an input of its type."""
+    """The model with each constant of more than `limit` elements turned into an input."""
     bare = ModelProto()
     bare.ir_version = model.ir_version
     bare.opset_import.extend(model.opset_import)
@@ -96,7 +120,7 @@ def _skeleton(model: ModelProto, limit: int) -> ModelProto:
     inputs = {value.name for value in graph.input}
     for tensor in model.graph.initializer:
         if int(np.prod(tensor.dims, dtype=np.int64)) <= limit:
-            graph.initializer.append(weights.inlined_tensor(tensor))
+            graph.initializer.append(inline_constant(tensor))
         elif tensor.name not in inputs:
             graph.input.append(
                 helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
@@ -105,13 +129,16 @@ def _skeleton(model: ModelProto, limit: int) -> ModelProto:
 
 
 def check(model: ModelProto, *, full: bool = False) -> None:
-    """Run ONNX's checker; ModelError carries its message.
+    """Run ONNX's checker.
 
     Args:
-        model: a model of any size; beyond 2 GB, or in files, its large constants are checked by type and shape only.
-        full: check by strict shape inference too.
+        model: of any size; the large constants of one above 2 GB or in files are checked by type and shape only.
+        full: also run strict shape inference.
+
+    Raises:
+        ModelError: the checker refuses the model.
     """
-    small = weights.data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
+    small = data_folder(model) is None and serialised_size(model) < PROTOBUF_LIMIT
     try:
         checker.check_model(model if small else _skeleton(model, _INFERENCE_VALUE_ELEMENTS), full_check=full)
     except (checker.ValidationError, InferenceError, ValueError) as error:
@@ -121,11 +148,11 @@ def check(model: ModelProto, *, full: bool = False) -> None:
 
 
 def refresh_shapes(model: ModelProto, *, clear_outputs: bool = True) -> None:
-    """Throw away the shapes noted in the model and infer them again from its inputs (in place).
+    """Infer all shapes of the model again from its inputs (in place).
 
     Args:
-        model: its graph inputs state the truth.
-        clear_outputs: forget the declared shapes of the outputs too (their element types stay).
+        model: the shapes of its inputs are right, all others are discarded.
+        clear_outputs: also discard the declared shapes of the outputs (their element types stay).
 
     Raises:
         ModelError: shapes or types contradict each other.
@@ -151,17 +178,17 @@ def refresh_shapes(model: ModelProto, *, clear_outputs: bool = True) -> None:
         value.type.CopyFrom(types[value.name].type)
         tensor = value.type.tensor_type
         if value.type.HasField("tensor_type") and not tensor.HasField("shape"):
-            # Behind an operator unknown to ONNX: an output must state a shape, so its old rank stays.
+            # After an operator unknown to ONNX: an output must have a shape, so its old rank stays.
             tensor.shape.dim.extend(TensorShapeProto.Dimension() for _ in range(ranks.get(value.name, 0)))
     for value in (*graph.value_info, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param.startswith("unk__"):
-                # A name that inference made up: it says no more than "unknown", and changes from run to run.
+                # A name that inference made up for an unknown size; it differs from run to run.
                 dim.ClearField("dim_param")
 
 
 def element_types(model: ModelProto) -> dict[str, int]:
-    """Return the TensorProto.DataType of every tensor whose type the model tells (after `refresh_shapes`)."""
+    """TensorProto.DataType of every tensor of known type, by name (call `refresh_shapes` first)."""
     graph = model.graph
     values: Iterable[ValueInfoProto] = (*graph.input, *graph.value_info, *graph.output)
     types = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}

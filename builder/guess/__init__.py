@@ -1,1 +1,1 @@
-"""Guess a ModelSpec from a graph."""
+"""Guess the ModelSpec of a graph."""

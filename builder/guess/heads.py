@@ -1,4 +1,4 @@
-"""Candidates for the heads of a graph."""
+"""Find the tensors of a graph that could be its heads: HeadCandidate."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from centernet_trt.builder.graph import edit as g
 from centernet_trt.builder.graph.shapes import refresh_shapes
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul"})
-# What may stand between a head's convolution and its tensor: one input that varies, the shape stays.
+# Operators between a head's convolution and its tensor: one computed input, and the shape stays.
 _ELEMENTWISE = frozenset(
     {
         "Add",
@@ -35,14 +35,14 @@ class HeadCandidate:
     """A tensor that could be a head.
 
     Attributes:
-        tensor: its name; what a spec would say.
+        tensor: its name, as a spec gives it.
         channels: number of its channels.
-        grid: its (height, width), for the input size that the graph was looked at with.
-        logits: the tensor in front of the sigmoid, where a sigmoid is the last activation; else None.
-        exponential: an `Exp` has been applied.
-        words: lower-case words of the names around it (tensors, nodes, weights), in which hints are looked for.
+        grid: its (height, width) in cells, for the input size that the graph was examined with.
+        logits: the input of the sigmoid, if a sigmoid is the last activation; else None.
+        exponential: whether an `Exp` is applied.
+        words: lower-case words of the names around it (tensors, nodes, weights), which may hint at its role.
         bias: mean of the convolution's bias; None without one.
-        output: the tensor is an output of the graph.
+        output: whether the tensor is an output of the graph.
     """
 
     tensor: str
@@ -56,9 +56,13 @@ class HeadCandidate:
 
 
 def find_candidates(model: ModelProto) -> list[HeadCandidate]:
-    """The head candidates of a graph whose input has a fixed size, in the graph's order.
+    """Find the head candidates of a graph.
 
-    Tensors whose shape ONNX cannot infer are left out.
+    Args:
+        model: its input has a fixed size.
+
+    Returns:
+        The candidates in the graph's order, without tensors whose shape ONNX cannot infer.
     """
     model = g.copy_model(model)
     refresh_shapes(model)
@@ -76,7 +80,7 @@ def find_candidates(model: ModelProto) -> list[HeadCandidate]:
 
 @dataclass
 class _Walk:
-    """The way from a convolution to its head tensor."""
+    """The path from a convolution to its head tensor."""
 
     tensor: str
     logits: str | None
@@ -85,14 +89,14 @@ class _Walk:
 
 
 def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """Known shapes; 0 for a dimension that is not known."""
+    """Shapes by tensor name; 0 for an unknown dimension."""
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     return {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
 
 
 def _last_convolutions(model: ModelProto) -> list[NodeProto]:
-    """Convolutions from whose result no other convolution can be reached."""
-    reaching: set[str] = set()  # tensors from which one can
+    """Convolutions whose output reaches no other convolution."""
+    reaching: set[str] = set()  # tensors that reach one
     last = []
     for node in reversed(model.graph.node):
         is_convolution = node.op_type in _CONVOLUTIONS

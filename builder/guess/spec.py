@@ -1,4 +1,4 @@
-"""Guess a ModelSpec from head names and shapes."""
+"""Guess the ModelSpec of a graph from the names and shapes of its heads: guess_spec."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,29 +13,30 @@ from centernet_trt.runtime.spec import ModelSpec
 
 Role = Literal["heatmap", "box", "offset", "extra"]
 
-# Words in the names of tensors, nodes and weights. `reg` is the offset of the official code and the size of
-# CenterFace, so it counts for the offset only where nothing else is called an offset.
+# Words in the names of tensors, nodes and weights. `reg` is the offset in the official code and the size in CenterFace,
+# so it counts as an offset only if nothing else is called one.
 _WORDS: dict[str, frozenset[str]] = {
     "heatmap": frozenset({"hm", "heatmap", "heat", "cls", "pos"}),
     "box": frozenset({"wh", "size", "ltrb"}),
     "offset": frozenset({"off", "offset"}),
     "points": frozenset({"lm", "landmark", "landmarks", "hps", "kps", "keypoint", "keypoints"}),
 }
-_PROBE_SIDE = 512  # pixels; what a graph of dynamic size is looked at with
+_PROBE_SIDE = 512  # pixels; a graph of dynamic size is examined at this size
 
 
 @dataclass
 class Guess:
-    """What was found, and how sure it is.
+    """What was found in a graph, and what remains in doubt.
 
     Attributes:
         candidates: every tensor that could be a head.
-        roles: which tensor is which head, as far as it is known.
-        family: the preset that the spec starts from; None where nothing tells.
-        stride: input pixels a cell.
-        reasons: one sentence for each thing concluded.
-        doubts: one for each thing that the graph does not say, with the recipe line that decides.
-        spec: the spec, where there is no doubt.
+        roles: which tensor is which head, as far as known.
+        extras: heads besides heatmap, box and offset.
+        family: the preset that the spec starts from; None if unknown.
+        stride: input pixels per cell.
+        reasons: one sentence for each conclusion.
+        doubts: one sentence for each open question, with the line of a spec that answers it.
+        spec: the spec; None if there is a doubt.
     """
 
     candidates: list[HeadCandidate]
@@ -48,7 +49,11 @@ class Guess:
     spec: ModelSpec | None = None
 
     def require_spec(self) -> ModelSpec:
-        """The spec; SpecError, with the candidates and the lines that decide, where there is doubt."""
+        """The spec.
+
+        Raises:
+            SpecError: there is a doubt; the message has the candidates and the lines of a spec that decide.
+        """
         if self.spec is not None:
             return self.spec
         listed = "\n".join(f"  {describe(c)}" for c in self.candidates) or "  none"
@@ -60,7 +65,7 @@ class Guess:
 
 
 def describe(candidate: HeadCandidate) -> str:
-    """A line on a candidate: name, shape, activation."""
+    """One line about a candidate: name, shape, activation."""
     height, width = candidate.grid
     activation = ", sigmoid" if candidate.logits else ", exp" if candidate.exponential else ""
     kind = "output" if candidate.output else "inside the graph"
@@ -68,11 +73,17 @@ def describe(candidate: HeadCandidate) -> str:
 
 
 def guess_spec(model: ModelProto) -> Guess:
-    """Guess what a loaded graph means.
+    """Guess the spec of a graph.
+
+    Args:
+        model: the graph, as `builder.source.read_source` loads it.
+
+    Returns:
+        The heads found, the reasons, and the spec or the doubts that prevent it.
 
     Raises:
-        ModelError: the graph has no input that could be an image.
-        SpecError: nothing in it could be a head at all.
+        ModelError: the graph's only input cannot be an image.
+        SpecError: not exactly one input could be the image, or no tensor could be a head.
     """
     name, (height, width), fixed = _image_input(model)
     sized = model if fixed else set_input_size(model, name, height, width)
@@ -80,7 +91,7 @@ def guess_spec(model: ModelProto) -> Guess:
     _choose_grid(guess, height, width)
     if not guess.candidates:
         raise SpecError(
-            "no tensor of the graph could be a CenterNet head: none lies on a grid of input size / stride",
+            "no tensor of the graph could be a CenterNet head: none has a grid of input size / stride cells",
             "give the spec with --spec, and check that the graph is a CenterNet",
         )
     _find_heatmap(guess)
@@ -95,7 +106,7 @@ def _image_input(model: ModelProto) -> tuple[str, tuple[int, int], bool]:
     """Name of the image input, its (height, width), and whether the graph fixes them."""
     names = []
     if len(model.graph.input) == 1:
-        find_image_input(model, model.graph.input[0].name)  # says what is wrong with the only one
+        find_image_input(model, model.graph.input[0].name)  # its error says what is wrong with the only input
     for value in model.graph.input:
         try:
             found = find_image_input(model, value.name)
@@ -105,7 +116,7 @@ def _image_input(model: ModelProto) -> tuple[str, tuple[int, int], bool]:
     if len(names) != 1:
         listed = ", ".join(value.name for value in model.graph.input)
         raise SpecError(
-            f"{len(names)} of the graph's inputs ({listed}) could be the image; one was expected",
+            f"expected one input that could be the image, got {len(names)} of the graph's inputs ({listed})",
             "name it in the spec: [input] name = ...",
         )
     dims = names[0].type.tensor_type.shape.dim
@@ -134,7 +145,7 @@ def _has(candidate: HeadCandidate, kind: str) -> bool:
 
 
 def _find_heatmap(guess: Guess) -> None:
-    """The heatmap: by name, else by its sigmoid, else by the strongly negative bias that training gives it."""
+    """Find the heatmap: by name, else by its sigmoid, its 80 channels, or the negative bias that training gives it."""
     tests = (
         ("its name", lambda c: _has(c, "heatmap") and not _has(c, "points")),
         ("its sigmoid", lambda c: c.logits is not None),
@@ -144,7 +155,7 @@ def _find_heatmap(guess: Guess) -> None:
     found: list[HeadCandidate] = []
     for why, test in tests:
         found = [c for c in guess.candidates if test(c)]
-        # Pose networks have a second heatmap, of joints: the one called plainly `hm` is the objects'.
+        # Pose networks have a second heatmap, of joints: the one called `hm` is that of the objects.
         found = [c for c in found if c.tensor == "hm"] or found
         if len(found) == 1:
             guess.roles["heatmap"] = found[0]
@@ -190,7 +201,7 @@ def _choose_offset(guess: Guess, two: list[HeadCandidate]) -> None:
 
 
 def _split_pair(guess: Guess, two: list[HeadCandidate]) -> None:
-    """Two heads of two channels: one is the size, one the offset, and only names tell."""
+    """Tell size and offset apart, two heads of two channels each, by their names."""
     boxes = [c for c in two if _has(c, "box") or c.exponential]
     offsets = [c for c in two if _has(c, "offset")] or [c for c in two if "reg" in c.words]
     box = boxes[0] if len(boxes) == 1 else None
@@ -210,7 +221,7 @@ def _split_pair(guess: Guess, two: list[HeadCandidate]) -> None:
 
 
 def _find_family(guess: Guess) -> None:
-    """The preset whose pre-processing and units go with heads like these."""
+    """Find the preset whose pre-processing and units belong to such heads."""
     heat, box, offset = (guess.roles.get(role) for role in ("heatmap", "box", "offset"))
     if heat is None or box is None:
         return
@@ -237,7 +248,7 @@ def _find_family(guess: Guess) -> None:
 def _make_spec(guess: Guess, input_name: str, fixed: tuple[int, int] | None) -> ModelSpec:
     heat, box, offset = guess.roles["heatmap"], guess.roles["box"], guess.roles.get("offset")
     data: dict[str, Any] = {"preset": guess.family, "stride": guess.stride, "input": {"name": input_name}}
-    # Logits rank as their scores do and keep more of them apart, in fp16 above all: the sigmoid is left out.
+    # Logits rank like their scores and resolve more of them, above all in fp16: the sigmoid is left out.
     activation = {"tensor": heat.logits or heat.tensor, "activation": "logits"}
     if heat.logits is not None:
         guess.reasons.append(

@@ -8,12 +8,11 @@ from onnx import ModelProto, helper
 
 from centernet_trt.builder.calibration.images import CalibrationImage
 from centernet_trt.builder.calibration.statistics import Simulation, batches
-from centernet_trt.builder.graph.external_data import inlined
+from centernet_trt.builder.graph.shapes import open_session
 from centernet_trt.evaluation.accuracy.agreement import Agreement, agreement, match
 from centernet_trt.evaluation.accuracy.expected_ap import DrawnAnnotations
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.host.decode import decode
-from centernet_trt.runtime.host.onnxruntime import open_session
 from centernet_trt.runtime.spec import ModelSpec
 
 __all__ = ["DetectionLoss", "LossEvaluator", "weighted_loss"]
@@ -95,7 +94,7 @@ class LossEvaluator:
         self, model: ModelProto, progress: Callable[[int, int], None] | None = None
     ) -> list[Detections]:
         """As `detections`, for a typed graph in mode `faithful`: every fp16 tensor is rounded, which is slow."""
-        session = open_session(inlined(model).SerializeToString(), "faithful", self._threads)
+        session = open_session(model, "faithful", self._threads)
         given = model.graph.input[0]
         dtype = helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
         names = [value.name for value in model.graph.output]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto
@@ -24,20 +23,11 @@ from centernet_trt.builder.int8.layers import Rules, Survey, survey
 from centernet_trt.builder.int8.placement import LEVELS, place, raise_opset, residual_skips
 from centernet_trt.builder.int8.probe import Means, Thresholds, probe_units
 from centernet_trt.builder.int8.search import Budget, BudgetError, Search, SearchResult
+from centernet_trt.builder.progress import BuildReporter
 from centernet_trt.errors import CalibrationError
 from centernet_trt.runtime.spec import InputSpec, ModelSpec
 
 __all__ = ["Int8Options", "Int8Result", "calibrate", "make_int8"]
-
-
-class Reporter(Protocol):
-    """Receives build progress; what `builder.prepare` reports to is one."""
-
-    def stage(self, name: str) -> None:
-        """A stage begins."""
-
-    def step(self, name: str, done: int, total: int) -> None:
-        """Part of a stage is done; `total` is 0 if unknown."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ class Int8Result:
 
 
 def make_int8(
-    model: ModelProto, spec: ModelSpec, shape: tuple[int, int], options: Int8Options, reporter: Reporter
+    model: ModelProto, spec: ModelSpec, shape: tuple[int, int], options: Int8Options, reporter: BuildReporter
 ) -> Int8Result:
     """Make the mixed int8 graph with the most multiply-adds in int8 inside the budget.
 
@@ -200,7 +190,7 @@ def _everything(
     evaluator: LossEvaluator,
     options: Int8Options,
     means: Means,
-    reporter: Reporter,
+    reporter: BuildReporter,
 ) -> SearchResult:
     """Every layer that may be int8 in int8, with these thresholds: no budget, no choice."""
     names = {layer.name for unit in layers.units for layer in unit.layers}
@@ -215,7 +205,11 @@ def _everything(
 
 
 def calibrate(
-    model: ModelProto, spec: InputSpec, images: CalibrationImages, options: Int8Options, reporter: Reporter
+    model: ModelProto,
+    spec: InputSpec,
+    images: CalibrationImages,
+    options: Int8Options,
+    reporter: BuildReporter,
 ) -> tuple[ModelProto, CalibrationRecord]:
     """Return the equalised graph, and the record of every activation that a layer reads.
 

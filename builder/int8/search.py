@@ -1,6 +1,6 @@
 """Search the widest int8 placement inside the accuracy budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnx import ModelProto
@@ -11,6 +11,7 @@ from centernet_trt.builder.int8.layers import Survey, Unit
 from centernet_trt.builder.int8.placement import place, residual_skips
 from centernet_trt.builder.int8.probe import Means, Probe, Thresholds
 from centernet_trt.errors import CalibrationError
+from centernet_trt.progress import Progress
 
 __all__ = [
     "Budget",
@@ -96,8 +97,6 @@ class SearchResult:
         """Names of the int8 layers."""
         return {layer.name for unit in self.chosen for layer in unit.layers}
 
-
-Progress = Callable[[str, int, int], None]
 
 # Failed attempts to add a unit after the bisection; each costs a run over all images.
 _MISSES = 6

@@ -1,4 +1,4 @@
-"""Folds batch normalisation into the convolution before it, or into one multiplication and one addition."""
+"""Fold batch normalisation into the convolution before it, or into one Mul and one Add: fold_batch_norm."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,32 +8,35 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.errors import ModelError
 
 __all__ = ["fold_batch_norm"]
 
 Array = NDArray[Any]
 
-# Where the weights and the bias lie among the inputs.
+# Input indices of the weights and the bias.
 _WEIGHTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "DeformConv": (1, 3)}
 
 
 @dataclass(frozen=True)
 class _Affine:
-    """An inference-mode batch norm as y = scale * x + shift, one float64 number a channel."""
+    """An inference-mode batch norm as y = scale * x + shift, one float64 number per channel."""
 
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
 
 
 def fold_batch_norm(model: ModelProto) -> ModelProto:
-    """Return the model without BatchNormalization.
+    """Remove BatchNormalization nodes.
 
-    One that is the only user of a Conv, ConvTranspose (grouped or not), DeformConv or Gemm with constant
-    weights goes into those weights; any other becomes a Mul and an Add by constants of shape (C, 1, ...). All
-    numbers are computed in float64 and rounded once, to the dtype of the weights. A batch norm whose
-    parameters are not constants is left as it is.
+    A batch norm that is the only consumer of a Conv, ConvTranspose (grouped or not), DeformConv or Gemm with constant
+    weights is folded into these weights; any other becomes a Mul and an Add by constants of shape (C, 1, ...). All
+    values are computed in float64 and rounded once, to the dtype of the weights. A batch norm whose parameters are
+    not constants stays.
+
+    Args:
+        model: any.
 
     Raises:
         ModelError: a batch norm is in training mode, or its variance is negative.
@@ -45,7 +48,7 @@ def fold_batch_norm(model: ModelProto) -> ModelProto:
     made, uses = g.producers(graph), g.consumers(graph)
     outputs = {value.name for value in graph.output}
     ranks = _ranks(model)
-    # By the batch norm's place: what takes it; nothing when a convolution does its work.
+    # Index of a batch norm -> the nodes that replace it; none if it is folded into a convolution.
     replaced: dict[int, list[NodeProto]] = {}
     for place, node in enumerate(graph.node):
         if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
@@ -60,7 +63,7 @@ def fold_batch_norm(model: ModelProto) -> ModelProto:
             _set_weights(graph, source, *folded, taken)
             old = source.output[0]
             source.output[0] = node.output[0]
-            # The next batch norm may follow this one directly: it finds the convolution under the new name.
+            # A batch norm may follow this one directly: it finds the convolution under the new name.
             made[node.output[0]] = source
             constants = g.initializers(graph)
             del made[old]
@@ -72,7 +75,7 @@ def fold_batch_norm(model: ModelProto) -> ModelProto:
 
 
 def _rebuild(model: ModelProto, replaced: dict[int, list[NodeProto]]) -> None:
-    """Take out the folded batch norms and put the Mul and Add of the others in their places (in place)."""
+    """Replace every batch norm by its nodes (in place)."""
     graph = model.graph
     nodes = [
         NodeProto.FromString(new.SerializeToString())
@@ -85,9 +88,9 @@ def _rebuild(model: ModelProto, replaced: dict[int, list[NodeProto]]) -> None:
 
 
 def _affine(node: NodeProto, constants: dict[str, TensorProto]) -> _Affine | None:
-    """Return what a batch norm computes; None when a parameter is not constant."""
+    """Scale and shift of a batch norm; None if a parameter is not constant."""
     what = f"BatchNormalization {node.name or node.output[0]!r}"
-    # Opset 14 says it by an attribute, older ones by asking for the running statistics.
+    # Opset 14 has an attribute for it; in older ones the running statistics are outputs.
     if g.attribute(node, "training_mode", 0) or sum(bool(name) for name in node.output) > 1:
         raise ModelError(f"{what} is in training mode", "export the model after model.eval()")
     if any(name not in constants for name in node.input[1:5]):
@@ -96,7 +99,8 @@ def _affine(node: NodeProto, constants: dict[str, TensorProto]) -> _Affine | Non
     spread = variance + float(g.attribute(node, "epsilon", 1e-5))
     if not (spread > 0).all():
         raise ModelError(
-            f"{what} has a variance of {variance.min():g}; it must be positive", "the weights are damaged"
+            f"{what}: expected a positive variance, got a variance of {variance.min():g}",
+            "the weights are damaged",
         )
     factor = scale / np.sqrt(spread)
     return _Affine(factor, bias - mean * factor)
@@ -105,7 +109,7 @@ def _affine(node: NodeProto, constants: dict[str, TensorProto]) -> _Affine | Non
 def _fold_into(
     node: NodeProto, affine: _Affine, constants: dict[str, TensorProto]
 ) -> tuple[Array, Array] | None:
-    """Return the weights and the bias of a node that does the batch norm's work too; None when it cannot."""
+    """Weights and bias of a node with the batch norm folded in; None if it cannot be folded."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in _WEIGHTS:
         return None
     weight_name, bias_name = (
@@ -122,7 +126,7 @@ def _fold_into(
     if node.op_type in ("Conv", "DeformConv"):
         scaled = wide * affine.scale.reshape(-1, *[1] * (wide.ndim - 1))
     else:
-        # (C_in, C_out / group, ...): the channels of a group's output lie on axis 1 of that group's rows.
+        # (C_in, C_out / group, ...): the output channels of a group are axis 1 of that group's rows.
         grouped = wide.reshape(group, wide.shape[0] // group, *wide.shape[1:])
         factor = affine.scale.reshape(group, 1, -1, *[1] * (wide.ndim - 2))
         scaled = (grouped * factor).reshape(wide.shape)
@@ -144,7 +148,7 @@ def _fold_gemm(
 
 
 def _set_weights(graph: GraphProto, node: NodeProto, weight: Array, bias: Array, taken: set[str]) -> None:
-    """Give a node weights of its own; the old ones may have other users (in place)."""
+    """Give a node weights of its own, since the old ones may have other consumers (in place)."""
     for index, what, value in zip(_WEIGHTS[node.op_type], ("weight", "bias"), (weight, bias), strict=True):
         name = g.fresh_name(f"{node.output[0]}/folded_{what}", taken)
         g.add_initializer(graph, name, value)
@@ -155,8 +159,8 @@ def _set_weights(graph: GraphProto, node: NodeProto, weight: Array, bias: Array,
 def _as_mul_add(
     graph: GraphProto, node: NodeProto, affine: _Affine, rank: int, taken: set[str]
 ) -> list[NodeProto]:
-    """Return Mul and Add nodes for a batch norm; their constants go into the graph (in place)."""
-    # Right-aligned broadcasting: (C, 1, 1) meets the channel axis of (N, C, H, W).
+    """Mul and Add nodes for a batch norm; their constants are added to the graph (in place)."""
+    # Right-aligned broadcasting: (C, 1, 1) matches the channel axis of (N, C, H, W).
     shape = (-1, *[1] * (rank - 2))
     dtype = g.as_array(g.initializers(graph)[node.input[1]]).dtype
     output, name = node.output[0], node.name or node.output[0]
@@ -172,12 +176,12 @@ def _as_mul_add(
 
 
 def _ranks(model: ModelProto) -> dict[str, int]:
-    """Return the rank of every tensor that shape inference can tell.
+    """Rank by tensor name, as far as shape inference knows it.
 
-    What follows an operator that ONNX does not define is not among them; in these networks it is an image.
+    Tensors after an operator that ONNX does not define are missing; in these networks they are images.
     """
     probe = g.copy_model(model)
-    inference.refresh_shapes(probe)
+    refresh_shapes(probe)
     values = (*probe.graph.input, *probe.graph.value_info, *probe.graph.output)
     shapes = {v.name: v.type.tensor_type.shape for v in values if v.type.tensor_type.HasField("shape")}
     return {name: len(shape.dim) for name, shape in shapes.items()}

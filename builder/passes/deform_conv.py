@@ -1,4 +1,4 @@
-"""Deformable convolutions of every public spelling become ONNX DeformConv."""
+"""Turn every public variant of deformable convolution into ONNX DeformConv: standardise_deform_conv."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = [
     "Geometry",
     "has_deform_conv",
     "is_standard",
-    "read_node",
+    "read_geometry",
     "standardise_deform_conv",
 ]
 
@@ -34,7 +34,7 @@ FOREIGN_OPS = frozenset(
         "deform_conv2d",
     ]
 )
-"""Operator types that are read, in any domain; `DeformConv` of the ONNX domain is the standard one."""
+"""Operator types of all variants, in any domain; `DeformConv` of the ONNX domain is the standard one."""
 
 # Attribute names in public use, the standard's first.
 _STRIDES = ("strides", "stride")
@@ -48,7 +48,7 @@ _OFFSET_GROUP = (
     "deform_groups",
     "num_deformable_group",
 )
-# What lies between the convolution that predicts offsets and mask and the node that uses them.
+# Operators between the convolution that predicts offsets and mask and the node that uses them.
 _PASSING = frozenset(["Split", "Slice", "Concat", "Identity", "Sigmoid", "Cast", "Reshape"])
 
 
@@ -57,13 +57,13 @@ class Geometry:
     """A deformable convolution in the standard's terms.
 
     Attributes:
-        inputs: names in ONNX DeformConv's order: X, W, offset, B, mask; "" where there is none.
+        inputs: names in ONNX DeformConv's order: X, W, offset, B, mask; "" for an absent one.
         kernel: (kh, kw).
         strides: (vertical, horizontal).
         pads: (top, left, bottom, right).
         dilations: (vertical, horizontal).
         group: groups of the convolution.
-        offset_group: groups of input channels with offsets of their own.
+        offset_group: groups of input channels, each with its own offsets.
     """
 
     inputs: tuple[str, str, str, str, str]
@@ -76,28 +76,28 @@ class Geometry:
 
 
 def is_standard(node: NodeProto) -> bool:
-    """Tell whether the node is ONNX's own DeformConv."""
+    """Whether the node is ONNX's own DeformConv."""
     return node.op_type == "DeformConv" and node.domain in ("", "ai.onnx")
 
 
-def read_node(
+def read_geometry(
     node: NodeProto, constants: Mapping[str, TensorProto], made: Mapping[str, NodeProto]
 ) -> Geometry:
-    """Return what a node of `FOREIGN_OPS` computes.
+    """Read what a node of `FOREIGN_OPS` computes.
 
     Args:
         node: standard or foreign.
-        constants: initialisers by name; a foreign node's weights and bias are told by being constant.
-        made: the node that makes each tensor.
+        constants: initialisers by name; the weights and the bias of a foreign node are its constant inputs.
+        made: tensor name -> the node that computes it.
 
     Raises:
-        ModelError: inputs or attributes that do not say what is computed.
+        ModelError: the inputs or attributes do not determine what is computed.
     """
     inputs = _standard_inputs(node) if is_standard(node) else _foreign_inputs(node, constants)
     weight = constants.get(inputs[1])
     if weight is None or len(weight.dims) != 4:
         raise ModelError(
-            f"{_label(node)}: the weights are no constant of four dimensions",
+            f"{_label(node)}: expected weights that are a constant of four dimensions",
             "export the model in inference mode, its parameters as constants",
         )
     attributes = {attr.name: g.attribute(node, attr.name) for attr in node.attribute}
@@ -117,8 +117,8 @@ def read_node(
     channels = int(weight.dims[1]) * geometry.group
     if channels % geometry.offset_group or int(weight.dims[0]) % geometry.group:
         raise ModelError(
-            f"{_label(node)}: weights {list(weight.dims)} do not divide into {geometry.group} groups and "
-            f"{geometry.offset_group} offset groups",
+            f"{_label(node)}: expected weights that divide into {geometry.group} groups and {geometry.offset_group} "
+            f"offset groups, got {list(weight.dims)}",
             "export the model again",
         )
     return geometry
@@ -130,7 +130,7 @@ def _standard_inputs(node: NodeProto) -> tuple[str, str, str, str, str]:
 
 
 def _foreign_inputs(node: NodeProto, constants: Mapping[str, TensorProto]) -> tuple[str, str, str, str, str]:
-    """Tell the inputs apart by what they are: exporters agree on input, offset, mask, and on nothing else."""
+    """Order the inputs by what they are: exporters agree on the order input, offset, mask, and on nothing else."""
     named = [name for name in node.input if name]
     rank = {name: len(constants[name].dims) for name in named if name in constants}
     weights = [name for name, dims in rank.items() if dims == 4]
@@ -138,9 +138,9 @@ def _foreign_inputs(node: NodeProto, constants: Mapping[str, TensorProto]) -> tu
     computed = [name for name in named if name not in constants]
     if len(weights) != 1 or len(biases) > 1 or len(computed) not in (2, 3):
         raise ModelError(
-            f"{_label(node)}: inputs {named} were expected to be the image features, offsets, a mask if any, "
-            f"and as constants the weights and a bias if any; {len(weights)} weights, {len(biases)} biases and "
-            f"{len(computed)} computed inputs were found",
+            f"{_label(node)}: expected as inputs the features, the offsets and perhaps a mask, all computed, and as "
+            f"constants the weights and perhaps a bias; got {len(computed)} computed inputs, {len(weights)} weights and "
+            f"{len(biases)} biases in {named}",
             "export the model in inference mode, its parameters as constants",
         )
     x, offset, mask = [*computed, ""][:3]
@@ -158,7 +158,7 @@ def _find(attributes: Mapping[str, Any], names: Sequence[str], default: Any = No
 def _pair(node: NodeProto, what: str, value: Any) -> tuple[int, int]:
     values = [int(v) for v in value] if isinstance(value, Sequence) else [int(value)] * 2
     if len(values) != 2 or min(values) < 1:
-        raise ModelError(f"{_label(node)}: {what} {value}, one or two positive numbers were expected")
+        raise ModelError(f"{_label(node)}: expected one or two positive numbers as {what}, got {value}")
     return values[0], values[1]
 
 
@@ -170,16 +170,16 @@ def _four(node: NodeProto, value: Any) -> tuple[int, int, int, int]:
         # mmdeploy writes (h, h, w, w) here and nowhere else.
         values = [values[0], values[2], values[1], values[3]]
     if len(values) != 4 or min(values) < 0:
-        raise ModelError(f"{_label(node)}: padding {value}, one, two or four numbers from 0 were expected")
+        raise ModelError(f"{_label(node)}: expected one, two or four numbers from 0 as padding, got {value}")
     return values[0], values[1], values[2], values[3]
 
 
 def _from_offset_conv(
     node: NodeProto, inputs: Sequence[str], kernel: tuple[int, int], made: Mapping[str, NodeProto]
 ) -> tuple[list[int], list[int]]:
-    """Return strides and pads of a node that lost its attributes (export by fall-through).
+    """Strides and pads of a node that lost its attributes (export by fall-through).
 
-    The DCN modules predict the offsets from the same input by a convolution of the same kernel, stride and padding.
+    DCN modules predict the offsets from the same input, by a convolution of the same kernel, stride and padding.
     """
     found = made.get(inputs[2])
     while found is not None and found.op_type in _PASSING:
@@ -194,7 +194,7 @@ def _from_offset_conv(
     if found is None or not same:
         raise ModelError(
             f"{_label(node)} has lost its stride, padding and dilation in the export, and its offsets do not come "
-            "from a convolution of the same kernel that would tell them",
+            "from a convolution of the same kernel, whose attributes would be the same",
             "export with a symbolic that writes stride_i, padding_i, dilation_i and deformable_groups_i",
         )
     return list(g.attribute(found, "strides", [1, 1])), list(g.attribute(found, "pads", [0] * 4))
@@ -206,27 +206,27 @@ def _label(node: NodeProto) -> str:
     )
 
 
-# The version converter passes nodes of a foreign domain by.
+# The version converter ignores nodes of a foreign domain.
 _HIDDEN = "centernet_trt.hidden"
 
 
 def has_deform_conv(model: ModelProto) -> bool:
-    """Tell whether the main graph holds a deformable convolution of any known spelling."""
+    """Whether the main graph has a deformable convolution of any known variant."""
     return any(_is_deform(node) for node in model.graph.node)
 
 
 def standardise_deform_conv(model: ModelProto) -> ModelProto:
-    """Return the model with every deformable convolution as ONNX DeformConv, opset 19 or newer.
+    """Turn every deformable convolution into ONNX DeformConv, at opset 19 or newer.
 
     Args:
-        model: may hold operators of `FOREIGN_OPS` in any domain, with or without mask and bias. Their weights and
-            biases are constants. A model without any is returned as it is.
+        model: may have operators of `FOREIGN_OPS` in any domain, with or without mask and bias, their weights and
+            biases constant. A model without any is returned unchanged.
 
     Returns:
-        The model with DeformConv nodes that kept their names and outputs; an older opset is converted to 19.
+        The model with DeformConv nodes that keep their names and outputs; an older opset is converted to 19.
 
     Raises:
-        ModelError: a node's inputs or attributes do not say what it computes, or the opset cannot be raised.
+        ModelError: a node's inputs or attributes do not determine what it computes, or the opset cannot be converted.
     """
     if not has_deform_conv(model):
         return model
@@ -235,7 +235,7 @@ def standardise_deform_conv(model: ModelProto) -> ModelProto:
     constants, made = g.initializers(graph), g.producers(graph)
     for node in graph.node:
         if _is_deform(node):
-            _make_standard(node, read_node(node, constants, made))
+            _make_standard(node, read_geometry(node, constants, made))
     _drop_unused_domains(model)
     return _raise_opset(model)
 
@@ -281,7 +281,7 @@ def _raise_opset(model: ModelProto) -> ModelProto:
         raised = version_converter.convert_version(model, OPSET)
     except (RuntimeError, ValueError, version_converter.ConvertError) as error:
         raise ModelError(
-            f"the model has opset {opset}; DeformConv needs {OPSET}, and ONNX cannot convert it: {error}",
+            f"expected opset {OPSET} or newer for DeformConv, got {opset}, which ONNX cannot convert: {error}",
             f"export the model again with opset {OPSET}",
         ) from error
     for node in raised.graph.node:

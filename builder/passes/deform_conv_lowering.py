@@ -1,4 +1,4 @@
-"""DeformConv as standard operators of equal numbers."""
+"""Write DeformConv in standard operators that compute the same: lower_deform_conv."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,36 +9,35 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from centernet_trt.builder.graph import edit as g
 from centernet_trt.builder.graph.shapes import element_types, refresh_shapes
-from centernet_trt.builder.passes.deform_conv import Geometry, is_standard, read_node
+from centernet_trt.builder.passes.deform_conv import Geometry, is_standard, read_geometry
 
 __all__ = ["column_bytes", "lower_deform_conv"]
 
-# Places beyond 3 sample zeros only, even on a map that is one cell wide. Implementations turn places into integers,
-# which those of a wild offset would overflow.
+# Grid positions beyond 3 sample zeros only, even on a map that is one cell wide. Implementations convert positions to
+# integers, which extreme offsets would overflow.
 _GRID_LIMIT = 4.0
 
 
 def lower_deform_conv(model: ModelProto) -> ModelProto:
-    """Return the model with every DeformConv replaced by GridSample, a multiplication by the mask and a 1x1 Conv.
+    """Replace every DeformConv by GridSample, a multiplication by the mask and a 1x1 Conv.
 
-    The K = kh * kw samples of an output pixel are K rows of one bilinear GridSample (zeros outside: the border rule
-    of DeformConv). They meet the weights in a 1x1 convolution over C * K channels. Groups, offset groups, strides,
-    dilations, uneven pads, no mask, no bias and dynamic sizes are covered.
+    The K = kh * kw samples of an output pixel are K rows of one bilinear GridSample (zeros outside, as DeformConv). A 1x1
+    convolution over C * K channels multiplies them by the weights. Groups, offset groups, strides, dilations, uneven
+    pads, an absent mask or bias, and dynamic sizes are supported.
 
-    Cost: the samples, N * C * K * OH * OW elements (`column_bytes`), are written once by GridSample, in float32,
-    and read and written again by the mask and read by the convolution. The convolution's multiply-adds stay the same;
-    sampling adds four for each sample.
+    Cost: GridSample writes the samples, N * C * K * OH * OW float32 elements (`column_bytes`); the mask reads and writes
+    them again, the convolution reads them. The convolution's multiply-adds stay the same; sampling adds four per sample.
 
-    The grid and the sampling are float32 whatever the type of the node: an fp16 grid costs 1/64 px at width 128.
+    The grid and the sampling are float32 for any type of the node: an fp16 grid is off by 1/64 px at width 128.
 
     Args:
-        model: opset 16 or newer. Weights of DeformConv are constants. One without DeformConv is returned as it is.
+        model: opset 16 or newer, the weights of DeformConv constant. One without DeformConv is returned unchanged.
 
     Returns:
-        The model; what replaces node `NAME` is called `NAME/...`, its output keeps its name.
+        The model; the nodes that replace `NAME` are called `NAME/...`, its output keeps its name.
 
     Raises:
-        ModelError: weights that are no constant, or shapes that contradict each other.
+        ModelError: weights are not constant, or shapes contradict each other.
     """
     if not any(is_standard(node) for node in model.graph.node):
         return model
@@ -50,10 +49,10 @@ def lower_deform_conv(model: ModelProto) -> ModelProto:
     nodes: list[NodeProto] = []
     for node in graph.node:
         if is_standard(node):
-            nodes.extend(_Lowering(graph, taken, node, read_node(node, constants, {}), types).nodes)
+            nodes.extend(_Lowering(graph, taken, node, read_geometry(node, constants, {}), types).nodes)
         else:
             nodes.append(node)
-    # The list may hold nodes of this very graph: copy them before its list is emptied.
+    # Some nodes belong to this graph: copy them before its list is emptied.
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
@@ -62,7 +61,15 @@ def lower_deform_conv(model: ModelProto) -> ModelProto:
 
 
 def column_bytes(channels: int, kernel: tuple[int, int], height: int, width: int, *, batch: int = 1) -> int:
-    """Bytes of the float32 samples of one lowered deformable convolution, (batch, channels * K, height, width)."""
+    """Bytes of the float32 samples of one lowered deformable convolution.
+
+    Args:
+        channels: input channels.
+        kernel: (kh, kw).
+        height: rows of the output.
+        width: columns of the output.
+        batch: images.
+    """
     return 4 * batch * channels * kernel[0] * kernel[1] * height * width
 
 
@@ -75,8 +82,8 @@ def _element_types(model: ModelProto) -> dict[str, int]:
 class _Lowering:
     """Writes the nodes that replace one DeformConv.
 
-    Every Reshape has a constant shape (0 copies a dimension, -1 is computed), so that shape inference sees through
-    them for any batch and size; with G offset groups and K taps, (N, G * K, OH, OW) goes to (N * G, 1, K * OH, OW).
+    Every Reshape has a constant shape (0 copies a dimension, -1 is computed), so that shape inference works for any batch
+    and size; with G offset groups and K taps, (N, G * K, OH, OW) becomes (N * G, 1, K * OH, OW).
     """
 
     def __init__(
@@ -120,7 +127,7 @@ class _Lowering:
         self.taken.discard(made)
 
     def _samples(self, x: str, offset: str, channels: int) -> str:
-        """(N * G, C / G, K * OH, OW), in the type of the node."""
+        """The samples, (N * G, C / G, K * OH, OW), in the type of the node."""
         x_size = self._op("Shape", [x], "x_size", start=2, end=4)
         size = self._op("Shape", [offset], "size", start=2, end=4)
         places = [self._rows(self._places(offset, x_size, size, axis), "yx"[axis]) for axis in (1, 0)]
@@ -136,12 +143,12 @@ class _Lowering:
         return self._op("Cast", [samples], "samples_typed", to=self.type)
 
     def _places(self, offset: str, x_size: str, size: str, axis: int) -> str:
-        """Where to sample along one axis (0: y, 1: x), (N, G * K, OH, OW), in GridSample's -1 .. 1.
+        """Sampling positions along one axis (0: y, 1: x), (N, G * K, OH, OW), in GridSample's range -1 .. 1.
 
         The cell p of a side of S cells is at (2 p + 1) / S - 1 = (2 p + 1 - S) / S (align_corners = 0).
         """
         letter = "yx"[axis]
-        # Channels are (dy, dx) for each tap of each group.
+        # Channels are (dy, dx) per tap of each group.
         every_other = [self._ints([n], f"slice_{n}") for n in (axis, np.iinfo(np.int64).max, 1, 2)]
         moved = self._op("Slice", [offset, *every_other], f"d{letter}")
         cell = self._op("Add", [moved, self._cells(size, axis)], f"cell_{letter}")

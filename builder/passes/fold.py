@@ -1,6 +1,6 @@
-"""Structural clean-up: constants computed once, batch norms folded, nodes that do nothing removed.
+"""Fold constants and remove identities.
 
-Each pass keeps ONNX Runtime's outputs within 1e-5 relative. `fold_batch_norm` lives in a module of its own.
+Each pass keeps ONNX Runtime's outputs within 1e-5 relative.
 """
 
 from typing import Any
@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import external_data as weights
 from centernet_trt.builder.graph.compare import run_model
-from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.builder.graph.external_data import externalise_constant
 from centernet_trt.errors import BackendError
 
-__all__ = ["constants_to_initializers", "fold_batch_norm", "fold_constants", "remove_identities"]
+__all__ = ["constants_to_initializers", "fold_constants", "remove_identities"]
 
-# Random operators are never constant; Q/DQ say where int8 is, so folding them would throw that away.
+# Random operators are never constant; folding Q/DQ would discard where the graph is int8.
 _NEVER_FOLDED = {
     "Bernoulli",
     "DequantizeLinear",
@@ -29,14 +28,14 @@ _NEVER_FOLDED = {
     "RandomUniform",
     "RandomUniformLike",
 }
-# A constant that folding would inflate beyond this stays computed (ConstantOfShape, Tile, Expand).
+# A node whose folding would add more bytes than this stays (ConstantOfShape, Tile, Expand).
 _LARGEST_GROWTH = 16 << 20
 
 
 def constants_to_initializers(model: ModelProto) -> ModelProto:
-    """Return the model with numeric Constant nodes turned into initialisers of the same tensor names.
+    """Turn numeric Constant nodes into initialisers of the same tensor names.
 
-    A Constant that is itself a graph output stays: backends do not take an initialiser for an output.
+    A Constant that is a graph output stays: backends do not accept an initialiser as an output.
     """
     model = g.copy_model(model)
     outputs = {value.name for value in model.graph.output}
@@ -46,14 +45,14 @@ def constants_to_initializers(model: ModelProto) -> ModelProto:
             value = _constant_value(node)
             if value is not None:
                 value.name = node.output[0]
-                model.graph.initializer.append(weights.moved(value))
+                model.graph.initializer.append(externalise_constant(value))
                 gone.append(index)
     g.remove_at(model.graph.node, gone)
     return model
 
 
 def _constant_value(node: NodeProto) -> TensorProto | None:
-    """Return what a Constant node holds; None for strings and sparse tensors."""
+    """The value of a Constant node; None for strings and sparse tensors."""
     attr = node.attribute[0]
     if attr.name == "value":
         held = TensorProto()
@@ -72,11 +71,11 @@ def _constant_value(node: NodeProto) -> TensorProto | None:
 
 
 def fold_constants(model: ModelProto) -> ModelProto:
-    """Return the model with every node that has only constant inputs replaced by its result.
+    """Replace every node that has only constant inputs by its result, computed by ONNX Runtime.
 
-    ONNX Runtime computes the results. Left alone: random operators, QuantizeLinear and DequantizeLinear,
-    nodes with subgraphs, what ONNX Runtime cannot run, what would grow the file by more than 16 MB, and what
-    makes a graph output. Shapes of tensors are never taken for constants, so a batch cannot get baked in.
+    These nodes stay: random operators, QuantizeLinear and DequantizeLinear, nodes with subgraphs, nodes that ONNX
+    Runtime cannot run or whose result would grow the file by more than 16 MB, and nodes that make a graph output.
+    Shapes of tensors are never treated as constants, so no batch size gets baked in.
     """
     model = constants_to_initializers(model)
     graph = model.graph
@@ -100,7 +99,7 @@ def fold_constants(model: ModelProto) -> ModelProto:
 def _foldable(node: NodeProto, known: dict[str, NDArray[Any]]) -> bool:
     if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER_FOLDED or node.op_type == "Constant":
         return False
-    # In training mode a Dropout is random, too.
+    # A Dropout in training mode is random too.
     if node.op_type == "Dropout" and len(node.input) > 2:
         return False
     return not g.subgraphs(node) and all(name in known for name in node.input if name)
@@ -109,7 +108,7 @@ def _foldable(node: NodeProto, known: dict[str, NDArray[Any]]) -> bool:
 def _evaluate(
     model: ModelProto, node: NodeProto, known: dict[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]] | None:
-    """Compute a node by running it alone; None when ONNX Runtime cannot, or the result is too large."""
+    """The results of a node that is run alone; None if ONNX Runtime cannot run it or they are too large."""
     names = list(dict.fromkeys(name for name in node.input if name))
     inputs = [
         helper.make_tensor_value_info(
@@ -130,9 +129,9 @@ def _evaluate(
 
 
 def remove_identities(model: ModelProto) -> ModelProto:
-    """Return the model without Identity and inference-mode Dropout nodes; output names stay.
+    """Remove Identity and inference-mode Dropout nodes; output names stay.
 
-    A node remains where it alone makes a graph output: of an input, of a constant, or of another output.
+    A node stays if it makes a graph output of an input, a constant or another output.
     """
     model = g.copy_model(model)
     graph = model.graph
@@ -151,7 +150,7 @@ def remove_identities(model: ModelProto) -> ModelProto:
         if target not in outputs:
             alias[target] = source
         elif source not in fixed and source not in outputs and source not in renamed:
-            # The maker of `source` takes over the output's name, and with it all other users.
+            # The producer of `source` takes over the output's name, for all consumers.
             renamed[source] = target
         else:
             continue
@@ -177,7 +176,7 @@ def _does_nothing(
     if node.op_type != "Dropout":
         return False
     if any(name in uses or name in outputs for name in node.output[1:]):
-        return False  # somebody reads the mask
+        return False  # the mask is used
     if len(node.input) < 3 or not node.input[2]:
         return True
     return node.input[2] in constants and not g.as_array(constants[node.input[2]]).any()

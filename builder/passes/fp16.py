@@ -1,4 +1,4 @@
-"""Types a graph fp16: every float activation and weight, but for the nodes that cannot be."""
+"""Type a graph fp16, every float activation and weight except for nodes that must stay fp32: to_fp16."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from centernet_trt.builder.graph import edit as g
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph.shapes import check, element_types, refresh_shapes
 from centernet_trt.builder.passes.fold import constants_to_initializers, remove_identities
 from centernet_trt.builder.passes.fp16_rules import FP16_LARGEST, nodes_staying_fp32, slot_stays_fp32
 from centernet_trt.errors import ModelError
@@ -25,9 +25,9 @@ class Fp16Result:
     """A graph typed fp16.
 
     Attributes:
-        model: the typed graph; checked, shapes inferred.
-        kept: the nodes that stayed fp32, each with the reason.
-        casts: how many Cast nodes between fp16 and fp32 were put in.
+        model: the typed graph, checked, its shapes inferred.
+        kept: nodes that stayed fp32 -> reason.
+        casts: number of Cast nodes added between fp16 and fp32.
     """
 
     model: ModelProto
@@ -43,41 +43,44 @@ def to_fp16(
     output_types: Literal["fp16", "fp32"] | None = None,
     scales: Literal["fp32", "fp16"] = "fp32",
 ) -> Fp16Result:
-    """Return the model with float32 made float16, as a strongly typed backend wants it.
+    """Turn float32 into float16, for a strongly typed backend.
 
-    Stays fp32, with casts around it: what `keep_fp32` names; operators for which ONNX has no float16;
-    GridSample and what makes its grid; arithmetic on tensor shapes; nodes with a constant that overflows;
-    Resize's region and scales; quantisation scales. Each tensor is cast once, however many nodes want it, and
-    Cast nodes of the source are retyped instead of wrapped. Identity nodes are removed before all else.
-    Tensor names stay.
+    These stay fp32, with casts around them: the nodes in `keep_fp32`; operators that ONNX does not define for float16;
+    GridSample and the nodes that compute its grid; arithmetic on tensor shapes; nodes with a constant that overflows;
+    Resize's region and scales; quantisation scales. A tensor is cast once, for all its consumers, and Cast nodes of
+    the source are retyped instead of wrapped. Identity nodes are removed first. Tensor names stay.
 
     Args:
-        model: opset 13 or newer, no subgraphs, no operators unknown to ONNX.
-        keep_fp32: node names as `graph.name_nodes` gives them; a mapping gives the reason of each.
+        model: opset 13 or newer, without subgraphs and operators unknown to ONNX.
+        keep_fp32: node names as `name_nodes` gives them; a mapping also gives the reasons.
         io_types: type of the float inputs and outputs of the graph.
-        output_types: type of its float outputs, where it is not `io_types`.
-        scales: `fp16` lets Q/DQ nodes be fp16 (opset 19 on, scales not below 6.1e-5), so that no Cast stands
-            between a DequantizeLinear and its convolution; `fp32` keeps them exact.
+        output_types: type of its float outputs; None is `io_types`.
+        scales: `fp16` makes Q/DQ nodes fp16 (from opset 19, scales not below 6.1e-5), so that there is no Cast between
+            a DequantizeLinear and its convolution; `fp32` keeps them exact.
+
+    Returns:
+        The typed graph and the nodes that stayed fp32.
 
     Raises:
-        ModelError: a subgraph, a tensor of unknown type, an unknown name in `keep_fp32`, an older opset.
+        ModelError: the graph has a subgraph, a tensor of unknown type or an older opset, or `keep_fp32` an unknown name.
     """
     if g.main_opset(model) < 13:
         raise ModelError(
-            f"opset {g.main_opset(model)} cannot be typed fp16", "load it with loading.load_model"
+            f"expected opset 13 or newer, got opset {g.main_opset(model)}",
+            "load it with builder.graph.load.load_model",
         )
-    # Identities first: one between two fp32 islands would be fp16, and cost two casts and precision.
+    # Identities first: one between two fp32 nodes would become fp16, at the cost of two casts and precision.
     model = remove_identities(constants_to_initializers(g.name_nodes(model)))
     _refuse_subgraphs(model.graph)
-    inference.refresh_shapes(model)
+    refresh_shapes(model)
     types = _all_types(model)
     kept = nodes_staying_fp32(model, types, keep_fp32, fp16_scales=scales == "fp16")
     kinds = {"fp16": FP16, "fp32": FP32}
     retyper = _Retyper(model.graph, types, kept, kinds[io_types], kinds[output_types or io_types])
     retyper.run()
     model = remove_identities(model)  # casts of the source whose two sides now agree
-    inference.refresh_shapes(model)
-    inference.check(model, full=True)
+    refresh_shapes(model)
+    check(model, full=True)
     return Fp16Result(model, kept, retyper.cast_count)
 
 
@@ -91,20 +94,20 @@ def _refuse_subgraphs(graph: GraphProto) -> None:
 
 
 def _all_types(model: ModelProto) -> dict[str, int]:
-    types = inference.element_types(model)
+    types = element_types(model)
     for node in model.graph.node:
         unknown = [name for name in node.output if name and name not in types]
         if unknown:
             raise ModelError(
                 f"the type of tensor {unknown[0]!r} is unknown; node {node.name} ({node.domain or 'ai.onnx'}."
-                f"{node.op_type}) makes it",
+                f"{node.op_type}) computes it",
                 "replace operators that ONNX does not define before typing the graph",
             )
     return types
 
 
 class _Retyper:
-    """Rewrites the nodes of one graph in their order (in place)."""
+    """Retypes one graph in place, node by node in topological order."""
 
     def __init__(
         self,
@@ -122,9 +125,9 @@ class _Retyper:
         self.constants = g.initializers(graph)
         self.taken = g.tensor_names(graph)
         self.node_names = {node.name for node in graph.node}
-        # What each float tensor of the source is now.
+        # The new type of each float tensor of the source.
         self.actual: dict[str, int] = {}
-        # (tensor, type) -> the tensor of that type; constants and cast activations alike.
+        # (tensor, type) -> the tensor of that type, for constants and cast activations.
         self.versions: dict[tuple[str, int], str] = {}
         self.nodes: list[NodeProto] = []
         self.cast_count = 0
@@ -169,7 +172,7 @@ class _Retyper:
         self.nodes.append(node)
 
     def _retype_cast(self, node: NodeProto, kind: int) -> None:
-        """A Cast takes its input as it now is: one cast never follows another."""
+        """Retype a Cast, whose input has its new type: no cast follows another."""
         name = node.input[0]
         target = kind if self._is_float(node.output[0]) else int(g.attribute(node, "to"))
         if self._is_float(name) and name not in self.constants:
@@ -183,7 +186,7 @@ class _Retyper:
             node.attribute.append(helper.make_attribute("to", target))
 
     def _version(self, name: str, kind: int) -> str:
-        """Return the tensor that holds `name` in the given type; it is made once."""
+        """The tensor that has the values of `name` in the given type; it is made once."""
         if name in self.constants:
             return name if kind == FP32 else self._half_constant(name)
         if self.actual[name] == kind:
@@ -207,9 +210,11 @@ class _Retyper:
         return self.versions[key]
 
     def _retype_output(self, name: str) -> None:
-        """Let the output be of the graph's output type under its own name."""
+        """Give the output the graph's output type under its own name."""
         if name in self.constants or name not in self.actual:
-            raise ModelError(f"output {name!r} is a constant", "leave it out of the heads")
+            raise ModelError(
+                f"expected computed outputs, but output {name!r} is a constant", "leave it out of the heads"
+            )
         kind = self.actual[name]
         if kind == self.output_type:
             return
@@ -217,7 +222,7 @@ class _Retyper:
         renames = {name: inner}
         existing = self.versions.get((name, self.output_type))
         if existing is not None:
-            # Somebody wanted it in that type already: that cast makes the output.
+            # A consumer has it in that type already: that cast makes the output.
             renames[existing] = name
         for node in self.nodes:
             for field in (node.input, node.output):
@@ -227,7 +232,7 @@ class _Retyper:
             self.nodes.append(self._cast(inner, name, self.output_type))
 
     def _restore_constant_names(self) -> None:
-        """Give the fp16 version of a constant the old name where nothing uses the fp32 one any more."""
+        """Give the fp16 version of a constant the old name if the fp32 version has no consumer left."""
         used = {name for node in self.graph.node for name in node.input}
         renames = {
             new: old
@@ -241,7 +246,7 @@ class _Retyper:
 
 
 def _half_values(tensor: TensorProto) -> NDArray[np.float16]:
-    """Round a float32 constant to fp16; finite values beyond its range (clip bounds only) go to its edge."""
+    """Round a float32 constant to fp16; finite values beyond its range (clip bounds only) saturate."""
     values = g.as_array(tensor)
     with np.errstate(over="ignore"):
         half = np.asarray(values.astype(np.float16))
@@ -253,7 +258,7 @@ def _half_values(tensor: TensorProto) -> NDArray[np.float16]:
 
 
 def _set_fill_type(node: NodeProto, kind: int) -> None:
-    """Type a ConstantOfShape by its fill value; without one it fills with float32 zeros (in place)."""
+    """Type a ConstantOfShape by its fill value, which is float32 zero by default (in place)."""
     if kind == FP32:
         return
     value = g.attribute(node, "value")

@@ -1,4 +1,4 @@
-"""Decides which nodes of a graph stay fp32 when the rest becomes fp16, and says why."""
+"""Decide which nodes stay fp32 when the rest of a graph becomes fp16, and why: nodes_staying_fp32."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ __all__ = ["FP16_LARGEST", "nodes_staying_fp32", "slot_stays_fp32"]
 FP16_LARGEST = float(np.finfo(np.float16).max)
 _HALF = "tensor(float16)"
 
-# Inputs that stay fp32 though their node does not: Resize's region and scales are coordinates.
+# Inputs that stay fp32 when their node does not: Resize's region and scales are coordinates.
 _FP32_SLOTS = {("Resize", 1), ("Resize", 2)}
-# Bounds beyond the fp16 range bound nothing there, so they are brought to its edge; see fp16.py.
+# Bounds beyond the fp16 range have no effect in it, so they saturate; see fp16.py.
 _SATURATED_SLOTS = {("Clip", 1), ("Clip", 2)}
-# Their output type is an attribute or a value, which the retyping sets.
+# Their output type is an attribute or a value, which retyping sets.
 _RETYPED = ("Cast", "ConstantOfShape")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
-# What a sampling grid is made with; the walk up from a grid stops at anything else (the convolution that
-# predicts the offsets, say).
+# Operators that compute a sampling grid; the search upwards from a grid stops at any other, such as the convolution that
+# predicts the offsets.
 _GRID_OPS = frozenset(
     [
         "Add",
@@ -54,7 +54,7 @@ _GRID_OPS = frozenset(
 
 
 def slot_stays_fp32(node: NodeProto, index: int) -> bool:
-    """Tell whether input `index` of an fp16 node is fp32 all the same."""
+    """Whether input `index` of an fp16 node stays fp32."""
     return (node.op_type, index) in _FP32_SLOTS
 
 
@@ -65,13 +65,16 @@ def nodes_staying_fp32(
     *,
     fp16_scales: bool,
 ) -> dict[str, str]:
-    """Return the reason for each node that stays fp32, by node name.
+    """Find the nodes that stay fp32.
 
     Args:
         model: named nodes in topological order, no subgraphs, constants as initialisers.
-        types: the element type of each tensor.
-        keep_fp32: nodes that the caller wants in fp32; a mapping gives the reason of each.
-        fp16_scales: let QuantizeLinear and DequantizeLinear be fp16, where the opset and their scales allow.
+        types: tensor name -> element type.
+        keep_fp32: names of nodes to keep fp32; a mapping also gives the reasons.
+        fp16_scales: QuantizeLinear and DequantizeLinear become fp16 if the opset and their scales allow it.
+
+    Returns:
+        Node name -> the reason why it stays fp32.
 
     Raises:
         ModelError: a name in `keep_fp32` is not a node of the graph.
@@ -81,11 +84,11 @@ def nodes_staying_fp32(
         if name not in nodes:
             near = g.near_names(name, nodes.keys())
             raise ModelError(
-                f"no node is called {name!r}" + (f"; near names: {', '.join(near)}" if near else ""),
-                "name nodes as `graph.name_nodes` does",
+                f"the graph has no node {name!r}" + (f"; near names: {', '.join(near)}" if near else ""),
+                "use the names that `builder.graph.edit.name_nodes` gives",
             )
     asked = (
-        keep_fp32 if isinstance(keep_fp32, Mapping) else dict.fromkeys(keep_fp32, "asked for by keep_fp32")
+        keep_fp32 if isinstance(keep_fp32, Mapping) else dict.fromkeys(keep_fp32, "requested by keep_fp32")
     )
     rules = _Rules(g.main_opset(model), types, g.initializers(model.graph), fp16_scales)
     reasons = _shape_arithmetic(model, types)
@@ -101,7 +104,7 @@ def nodes_staying_fp32(
 
 @dataclass(frozen=True)
 class _Rules:
-    """What ONNX's operator definitions and the values of constants allow."""
+    """Rules by ONNX's operator definitions and the values of constants."""
 
     opset: int
     types: dict[str, int]
@@ -115,7 +118,7 @@ class _Rules:
         return any(self.is_float(name) for name in (*node.input, *node.output))
 
     def reason(self, node: NodeProto) -> str | None:
-        """Return why the node cannot be fp16; None when it can."""
+        """Why the node cannot be fp16; None if it can."""
         if node.op_type in _QDQ and not self.fp16_scales:
             return "int8 scales stay exact in fp32"
         return self._by_schema(node) or self._by_values(node)
@@ -129,7 +132,7 @@ class _Rules:
         allowed = {c.type_param_str: _HALF in c.allowed_type_strs for c in schema.type_constraints}
         bound: set[str] = set()
         for index, name in enumerate(node.input):
-            # The last declared input of a variadic operator stands for all that follow.
+            # The last declared input of a variadic operator applies to all that follow.
             declared = schema.inputs[min(index, len(schema.inputs) - 1)]
             bound.update([declared.type_str] if name else [])
             if (
@@ -147,7 +150,7 @@ class _Rules:
         return None
 
     def _by_values(self, node: NodeProto) -> str | None:
-        """Return the constant of the node that fp16 cannot hold."""
+        """Which constant of the node fp16 cannot represent; None if there is none."""
         if node.op_type == "ConstantOfShape":
             value = g.attribute(node, "value")
             return "its fill value overflows fp16" if value is not None and _overflows(value) else None
@@ -175,7 +178,7 @@ def _is_subnormal(tensor: TensorProto) -> bool:
 
 
 def _shape_arithmetic(model: ModelProto, types: dict[str, int]) -> dict[str, str]:
-    """Return the nodes that compute with sizes only (scales, coordinates): fp16 is exact to 2048 only."""
+    """Nodes that compute with sizes only (scales, coordinates), since fp16 integers are exact up to 2048 only."""
     constant = set(g.initializers(model.graph))
     from_shape: set[str] = set()
     reasons: dict[str, str] = {}
@@ -193,7 +196,7 @@ def _shape_arithmetic(model: ModelProto, types: dict[str, int]) -> dict[str, str
 
 
 def _grids(model: ModelProto) -> dict[str, str]:
-    """Return each GridSample and what makes its grid: an fp16 grid is off by 1/64 pixel at width 128."""
+    """GridSample nodes and the nodes that compute their grids, since an fp16 grid is off by 1/64 px at width 128."""
     made = g.producers(model.graph)
     reasons: dict[str, str] = {}
     for sample in model.graph.node:

@@ -1,4 +1,4 @@
-"""Graphs that already carry QuantizeLinear and DequantizeLinear."""
+"""Repair the QuantizeLinear and DequantizeLinear nodes that a source graph carries."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,21 @@ _AGAIN = "quantise again: symmetric int8 for activations and weights (zero point
 
 
 def carries_quantisation(model: ModelProto) -> bool:
-    """Tell whether the graph has quantisation of its own, of any kind."""
+    """Whether the graph has quantisation of its own, of any kind."""
     return any(node.op_type in _QDQ or node.op_type in _INTEGER_OPS for node in model.graph.node)
 
 
 def repair_quantised(model: ModelProto) -> ModelProto:
-    """Return the model with its Q/DQ as TensorRT takes them; one without any comes back as it is.
+    """Rewrite Q/DQ in the form that TensorRT accepts, where that is exact.
+
+    uint8 with zero point 128 becomes int8 with zero point 0, and a dequantised int32 bias becomes a float constant.
+
+    Args:
+        model: any graph; one without quantisation is returned unchanged.
 
     Raises:
-        ModelError: a zero point, type or scale that TensorRT does not take and that no exact repair mends; all are
-            named. Integer operators instead of Q/DQ.
+        ModelError: the graph has a zero point, type or scale that TensorRT does not accept and that cannot be repaired
+            exactly (the message lists them), or integer operators instead of Q/DQ.
     """
     if not carries_quantisation(model):
         return model
@@ -43,7 +48,7 @@ def repair_quantised(model: ModelProto) -> ModelProto:
     integer = sorted({node.op_type for node in model.graph.node} & _INTEGER_OPS)
     if integer:
         raise ModelError(
-            f"the graph is quantised with integer operators ({', '.join(integer)}), TensorRT takes Q/DQ pairs only",
+            f"expected quantisation as Q/DQ pairs, got integer operators: {', '.join(integer)}",
             "export it in Q/DQ format (ONNX Runtime: quant_format=QuantFormat.QDQ, static)",
         )
     _Repair(model).run()
@@ -51,7 +56,7 @@ def repair_quantised(model: ModelProto) -> ModelProto:
 
 
 class _Repair:
-    """Mends the Q/DQ nodes of one graph in place, and lists what it cannot."""
+    """Fixes the Q/DQ nodes of one graph in place; `problems` lists those that it cannot fix."""
 
     def __init__(self, model: ModelProto) -> None:
         self.graph = model.graph
@@ -66,14 +71,14 @@ class _Repair:
             if node.op_type not in _QDQ or not self._scales_are_positive(node):
                 continue
             if self._is_bias(node):
-                self._fold_bias(node)
+                self._fix_bias(node)
                 gone.append(index)
             else:
-                self._mend(node)
+                self._fix_node(node)
         if self.problems:
             listed = "".join(f"\n  {problem}" for problem in self.problems[:8])
             more = f"\n  and {len(self.problems) - 8} more" if len(self.problems) > 8 else ""
-            raise ModelError(f"TensorRT cannot take the graph's quantisation:{listed}{more}", _AGAIN)
+            raise ModelError(f"TensorRT does not accept the graph's quantisation:{listed}{more}", _AGAIN)
         g.remove_at(self.graph.node, gone)
         g.prune(self.graph)
 
@@ -84,9 +89,11 @@ class _Repair:
     def _scales_are_positive(self, node: NodeProto) -> bool:
         scale = self._constant(node.input[1])
         if scale is None:
-            self.problems.append(f"{node.name}: its scale {node.input[1]!r} is not a constant")
+            self.problems.append(
+                f"{node.name}: expected a constant scale, got the computed tensor {node.input[1]!r}"
+            )
         elif not (np.isfinite(scale.astype(np.float64)) & (scale.astype(np.float64) > 0)).all():
-            self.problems.append(f"{node.name}: a scale of {scale.min()!s}, above 0 was expected")
+            self.problems.append(f"{node.name}: expected a scale above 0, got {scale.min()!s}")
         else:
             return True
         return False
@@ -99,21 +106,21 @@ class _Repair:
             and source.data_type == TensorProto.INT32
         )
 
-    def _fold_bias(self, node: NodeProto) -> None:
+    def _fix_bias(self, node: NodeProto) -> None:
         stored, scale = self._constant(node.input[0]), self._constant(node.input[1])
         assert stored is not None
         assert scale is not None
         axis_values = stored.astype(np.float64) * scale.astype(np.float64)
-        # The bias takes the node's place under the name of its result.
+        # The constant replaces the node, under the name of its output.
         g.add_initializer(self.graph, node.output[0], axis_values.astype(np.float32))
 
-    def _mend(self, node: NodeProto) -> None:
+    def _fix_node(self, node: NodeProto) -> None:
         zero = self._constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         kind = self._storage_type(node, zero)
         if kind == TensorProto.INT8 and (zero is None or not zero.any()):
             return
         if kind == TensorProto.UINT8 and zero is not None and (zero == 128).all():
-            self._shift(node)
+            self._fix_uint8(node)
             return
         where = f"{node.name} ({node.op_type} of {node.input[0]!r})"
         found = "0" if zero is None else str(np.unique(zero).tolist()[:4]).strip("[]")
@@ -127,8 +134,8 @@ class _Repair:
             return int(stored.data_type)
         return int(g.attribute(node, "output_dtype", 0)) or TensorProto.UINT8  # ONNX's default is uint8
 
-    def _shift(self, node: NodeProto) -> None:
-        """uint8 around 128 -> int8 around 0, zero point and stored weights alike."""
+    def _fix_uint8(self, node: NodeProto) -> None:
+        """Turn uint8 around 128 into int8 around 0: the zero point, and the weights if they are stored."""
         node.input[2] = self._minus_128(node.input[2])
         if node.op_type == "DequantizeLinear" and node.input[0] in self.constants:
             node.input[0] = self._minus_128(node.input[0])

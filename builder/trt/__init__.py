@@ -1,1 +1,1 @@
-"""From a typed graph to a TensorRT plan."""
+"""Compile a typed graph into a TensorRT plan."""

@@ -1,4 +1,4 @@
-"""Compiles a typed ONNX graph into a TensorRT plan: always strongly typed, one code for every flavour."""
+"""Compile a typed ONNX graph into a TensorRT plan, strongly typed, with the same code for every flavour."""
 
 import time
 from collections.abc import Sequence
@@ -7,46 +7,38 @@ from typing import Any
 
 from onnx import ModelProto, ValueInfoProto
 
-from centernet_trt.builder.graph import shapes as inference
 from centernet_trt.builder.graph.io import find_image_input
+from centernet_trt.builder.graph.shapes import loadable
+from centernet_trt.builder.trt.api import (
+    IBuilderConfig,
+    INetworkDefinition,
+    NetworkBuilder,
+    NetworkParser,
+    TensorRT,
+)
 from centernet_trt.builder.trt.timing_cache import TimingCache
 from centernet_trt.errors import BackendError, InputError, ModelError
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.runtime.manifest import ProfileRecord
 from centernet_trt.runtime.trt import logging as trt_log
 from centernet_trt.runtime.trt.flavours import Flavour, InstalledName
 
-__all__ = ["Plan", "Profile", "build_plan"]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The input shapes that a plan serves.
-
-    Attributes:
-        batch: images in a call.
-        height: rows of the network's input, in pixels; None where the graph fixes them.
-        width: columns, likewise.
-    """
-
-    batch: ShapeRange
-    height: ShapeRange | None = None
-    width: ShapeRange | None = None
+__all__ = ["Plan", "build_plan"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A serialised TensorRT engine and how it came to be.
+    """A serialised TensorRT engine and how it was built.
 
     Attributes:
-        data: TensorRT's own file.
+        data: the engine as TensorRT serialised it.
         flavour: `rtx` or `tensorrt`.
-        version: of the TensorRT that built it; only the same one is sure to load it.
+        version: of the TensorRT that built it; only the same version is certain to load it.
         target: what it was built for; see `Flavour.targets`.
-        seconds: how long parsing and building took.
-        profiles: the shapes that it serves, with the graph's fixed sizes filled in; in the engine's order.
+        seconds: time of parsing and building.
+        profiles: the input shapes that it serves, in the engine's order.
         tf32: whether fp32 convolutions may round their inputs to TF32.
         log: TensorRT's errors and warnings.
-        notes: what became of the timing cache, where something was wrong with it.
+        notes: problems with the timing cache.
     """
 
     data: bytes = field(repr=False)
@@ -54,7 +46,7 @@ class Plan:
     version: str
     target: str
     seconds: float
-    profiles: tuple[Profile, ...]
+    profiles: tuple[ProfileRecord, ...]
     tf32: bool
     log: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -63,7 +55,7 @@ class Plan:
 def build_plan(
     model: ModelProto,
     input_name: str,
-    profiles: Profile | Sequence[Profile],
+    profiles: Sequence[ProfileRecord],
     *,
     flavour: Flavour,
     target: str | None = None,
@@ -73,35 +65,37 @@ def build_plan(
     """Compile a model.
 
     Args:
-        model: typed as it shall run; one input, (N, C, H, W).
-        input_name: that input.
-        profiles: the shapes to serve, one profile or several, each tuned for its own; they must agree with the dimensions that the graph fixes.
+        model: a graph with the element types to run with and one input of shape (N, C, H, W).
+        input_name: the name of that input.
+        profiles: the input shapes to serve, each tuned for its own `opt`; they must agree with the sizes that the graph
+            fixes.
         flavour: from `flavours.load_flavour`.
         target: None is the flavour's default: `portable` for RTX, `current` for full TensorRT.
-        tf32: allow TF32 in fp32 convolutions; TensorRT's default is yes, ours is no, so that fp32 means fp32.
-        progress: what it raises cancels the build and comes out of this function; so does Ctrl-C.
+        tf32: allow TF32 in fp32 convolutions. TensorRT's default is True; here it is False, so that fp32 means fp32.
+        progress: called with (phase, steps done, steps of the phase). An exception that it raises cancels the build and
+            is raised here; so is Ctrl-C.
+
+    Returns:
+        The serialised engine.
 
     Raises:
-        ModelError: the input is missing, or has fixed dimensions outside a profile.
+        ModelError: the input is missing, or its fixed sizes are not those of a profile.
         InputError: no profile is given.
-        BackendError: TensorRT refuses the graph or the build; with its own lines.
+        BackendError: TensorRT refuses the graph or the build; the message has TensorRT's own log lines.
     """
     target = flavour.default_target if target is None else target
     capabilities = flavour.capabilities(target)
     flavour.require_device(target)
-    profiles = (profiles,) if isinstance(profiles, Profile) else tuple(profiles)
+    profiles = tuple(profiles)
     if not profiles:
-        raise InputError(
-            "no profile was given", "give one: build_plan(..., [Profile(ShapeRange.of(1, 1, 8))], ...)"
-        )
-    value = _only_input(model, input_name)
-    resolved = tuple(_resolve(value, profile) for profile in profiles)
+        raise InputError("expected at least one profile, got none", "give the input shapes to build for")
+    _check_profiles(_only_input(model, input_name), profiles)
     start = time.perf_counter()
     monitor = trt_log.monitor_for(flavour.module, progress)
     with trt_log.capture() as lines:
-        trt_log.take_interrupt()  # one left over from another call is not ours
+        trt_log.take_interrupt()  # discard one left over from another call
         try:
-            data, notes = _build(model, input_name, resolved, flavour, capabilities, tf32, monitor, lines)
+            data, notes = _build(model, input_name, profiles, flavour, capabilities, tf32, monitor, lines)
         except BackendError:
             # A cancelled build fails like any other: what cancelled it is the better answer.
             _raise_cause(monitor)
@@ -109,20 +103,21 @@ def build_plan(
         _raise_cause(monitor)
     seconds = time.perf_counter() - start
     log = trt_log.important(lines)
-    return Plan(data, flavour.name, flavour.version, target, seconds, resolved, tf32, log, notes)
+    return Plan(data, flavour.name, flavour.version, target, seconds, profiles, tf32, log, notes)
 
 
 def _build(
     model: ModelProto,
     input_name: str,
-    profiles: Sequence[Profile],
+    profiles: Sequence[ProfileRecord],
     flavour: Flavour,
     capabilities: tuple[str, ...],
     tf32: bool,
     monitor: Any,
     lines: list[trt_log.LogLine],
 ) -> tuple[bytes, list[str]]:
-    trt, logger = flavour.trt, trt_log.logger_for(flavour.module)
+    trt: TensorRT = flavour.trt
+    logger = trt_log.logger_for(flavour.module)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # the constructor returned a null pointer: no usable GPU or driver
@@ -139,7 +134,7 @@ def _build(
     (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     for flag in flavour.build_flags:
         config.set_flag(getattr(trt.BuilderFlag, flag))
-    # So that the inspector can tell what became of each layer; measured on the COCO model, the plan is as large without.
+    # So that the engine inspector reports every layer; measured on the COCO model, the plan is not larger for it.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor
     if capabilities:
@@ -159,33 +154,31 @@ def _build(
 
 
 def _add_profile(
-    builder: Any,
-    config: Any,
-    network: Any,
+    builder: NetworkBuilder,
+    config: IBuilderConfig,
+    network: INetworkDefinition,
     input_name: str,
-    profile: Profile,
+    profile: ProfileRecord,
     flavour: Flavour,
     lines: list[trt_log.LogLine],
 ) -> None:
+    batch, height, width = profile.batch, profile.height, profile.width
     channels = network.get_input(0).shape[1]
-    height, width = profile.height, profile.width
-    assert height is not None
-    assert width is not None
-    shapes = [
-        (getattr(profile.batch, what), channels, getattr(height, what), getattr(width, what))
-        for what in ("min", "opt", "max")
-    ]
+    smallest = (batch.min, channels, height.min, width.min)
+    tuned = (batch.opt, channels, height.opt, width.opt)
+    largest = (batch.max, channels, height.max, width.max)
     optimisation = builder.create_optimization_profile()
-    optimisation.set_shape(input_name, *shapes)
+    optimisation.set_shape(input_name, smallest, tuned, largest)
     if config.add_optimization_profile(optimisation) < 0:
+        shapes = [smallest, tuned, largest]
         raise _failure(f"TensorRT refuses the input shapes {shapes}", flavour, lines)
 
 
-def _parse(parser: Any, model: ModelProto) -> bool:
-    with inference.loadable(model) as source:
+def _parse(parser: NetworkParser, model: ModelProto) -> bool:
+    with loadable(model) as source:
         if isinstance(source, bytes):
             return bool(parser.parse(source))
-        # A large one: its weights go through files, which the parser reads before it returns.
+        # A large model: the parser reads its weights from files before it returns.
         return bool(parser.parse_from_file(source))
 
 
@@ -194,33 +187,23 @@ def _only_input(model: ModelProto, input_name: str) -> ValueInfoProto:
     others = [other.name for other in model.graph.input if other.name != input_name]
     if others:
         raise ModelError(
-            f"the graph has inputs besides {input_name!r}: {', '.join(others)}; one was expected",
+            f"expected {input_name!r} as the graph's only input, got inputs besides {input_name!r}: {', '.join(others)}",
             "export the network with its image input only",
         )
     return value
 
 
-def _resolve(value: ValueInfoProto, profile: Profile) -> Profile:
-    """Return the profile with each range filled in from, and held against, the declared dimensions."""
+def _check_profiles(value: ValueInfoProto, profiles: Sequence[ProfileRecord]) -> None:
+    """Check that every profile has the sizes that the graph fixes."""
     dims = value.type.tensor_type.shape.dim
-    found: dict[str, ShapeRange] = {}
-    asked = {"batch": profile.batch, "height": profile.height, "width": profile.width}
-    for (what, wanted), dim in zip(asked.items(), (dims[0], dims[2], dims[3]), strict=True):
-        fixed = ShapeRange.of(*[dim.dim_value] * 3) if dim.HasField("dim_value") else None
-        if fixed is not None and wanted not in (None, fixed):
-            raise ModelError(
-                f"the graph fixes the {what} of {value.name!r} to {dim.dim_value}, "
-                f"the profile asks for {wanted}",
-                f"leave the {what} at {dim.dim_value}, or make it dynamic with passes.shapes.make_dynamic",
-            )
-        resolved = wanted or fixed
-        if resolved is None:
-            raise ModelError(
-                f"the {what} of input {value.name!r} is dynamic and the profile has no range for it",
-                f"give a range for the {what}, such as 256:512:1024",
-            )
-        found[what] = resolved
-    return Profile(**found)
+    for profile in profiles:
+        ranges = {"batch": profile.batch, "height": profile.height, "width": profile.width}
+        for (what, wanted), dim in zip(ranges.items(), (dims[0], dims[2], dims[3]), strict=True):
+            if dim.HasField("dim_value") and {wanted.min, wanted.max} != {dim.dim_value}:
+                raise ModelError(
+                    f"the graph fixes the {what} of {value.name!r} to {dim.dim_value}, the profile has {wanted}",
+                    f"leave the {what} at {dim.dim_value}, or make it dynamic with builder.graph.io.make_dynamic",
+                )
 
 
 def _raise_cause(monitor: Any) -> None:
@@ -231,11 +214,11 @@ def _raise_cause(monitor: Any) -> None:
         raise KeyboardInterrupt
 
 
-def _parse_failure(parser: Any, flavour: Flavour, lines: list[trt_log.LogLine]) -> BackendError:
+def _parse_failure(parser: NetworkParser, flavour: Flavour, lines: list[trt_log.LogLine]) -> BackendError:
     found = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        # The names exist since 10.0; a graph-level error has no node.
+        # A graph-level error has no node.
         where = f"node {error.node_name()} ({error.node_operator()})" if error.node() >= 0 else "the graph"
         found.append(f"{where}: {error.desc()}")
     listed = "".join(f"\n  {line}" for line in found)
@@ -243,9 +226,9 @@ def _parse_failure(parser: Any, flavour: Flavour, lines: list[trt_log.LogLine]) 
 
 
 def _failure(what: str, flavour: Flavour, lines: list[trt_log.LogLine]) -> BackendError:
-    """Return the error with TensorRT's own lines of the failing call."""
+    """The error with TensorRT's own log lines of the failing call."""
     own = "".join(f"\n  {line}" for line in trt_log.important(lines))
     return BackendError(
-        f"{what}; {flavour.module.__name__} {flavour.version} says:{own or ' nothing'}",
+        f"{what}; {flavour.module.__name__} {flavour.version} logged:{own or ' nothing'}",
         "see what it names above; `--flavour none` builds the bundle without a plan",
     )

@@ -1,13 +1,13 @@
-"""How fast full TensorRT's kernels are on a GPU, kept in the user's cache folder so that the next build need not measure.
+"""Full TensorRT's timing cache, kept between builds in the user's cache folder.
 
-One file for each version of TensorRT and kind of GPU. It begins with the SHA-256 of the rest: a file that was cut short
-or damaged is known before TensorRT reads it.
+There is one file per TensorRT version and GPU model. It begins with the SHA-256 of the rest, so a truncated or damaged
+file is detected before TensorRT reads it.
 """
 
 import re
 from pathlib import Path
-from typing import Any
 
+from centernet_trt.builder.trt.api import IBuilderConfig, ITimingCache
 from centernet_trt.cache import cache_dir, read_checked, write_checked
 from centernet_trt.runtime.cuda.device import first_gpu
 from centernet_trt.runtime.trt.flavours import Flavour
@@ -16,35 +16,39 @@ __all__ = ["TimingCache"]
 
 
 class TimingCache:
-    """The timing cache of one build. Whatever is wrong with it costs time, not the build; `notes` say what.
+    """The timing cache of one build. A problem with it costs time but does not fail the build; see `notes`.
 
     Attributes:
-        path: where it is kept; None where no GPU can be named, and then it is not.
-        notes: what the user should know.
+        path: the file; None where the GPU cannot be identified, and then nothing is kept.
+        notes: messages for the user.
     """
 
-    def __init__(self, config: Any, flavour: Flavour) -> None:
-        """Fill a cache from its file where there is one, and give it to a builder configuration.
+    def __init__(self, config: IBuilderConfig, flavour: Flavour) -> None:
+        """Read the cache from its file if there is one, and attach it to a builder configuration.
 
         Args:
-            config: TensorRT's IBuilderConfig; keep this object until the plan is built, TensorRT uses the cache.
+            config: of the build. Keep this object until the plan is built: TensorRT uses the cache.
             flavour: one that has a timing cache.
         """
         self.notes: list[str] = []
         self.path = _path(flavour)
         self._config = config
         self._kept = self._read()
-        self._cache: Any = self._attached(self._kept) if self._kept else None
+        self._cache = self._attached(self._kept) if self._kept else None
         if self._kept and self._cache is None:
-            self.notes.append(f"TensorRT does not take the timings kept in {self.path}; it measured anew")
+            self.notes.append(
+                f"TensorRT refuses the timings kept in {self.path}; it measured its kernels again"
+            )
             self._kept = b""
         if self._cache is None:
             self._cache = self._attached(b"")
         if self._cache is None:
-            self.notes.append("TensorRT takes no timing cache; the next build measures its kernels again")
+            self.notes.append(
+                "TensorRT refuses an empty timing cache; the next build measures its kernels again"
+            )
 
     def save(self) -> None:
-        """Keep what was measured, if anything was; call it when the plan is built."""
+        """Write the file if new kernels were measured; call it once the plan is built."""
         if self._cache is None or self.path is None:
             return
         cache = self._config.get_timing_cache()
@@ -54,15 +58,15 @@ class TimingCache:
         try:
             write_checked(self.path, content)
         except OSError as error:
-            self.notes.append(f"the timings of TensorRT's kernels could not be kept in {self.path}: {error}")
+            self.notes.append(f"cannot keep the timings of TensorRT's kernels in {self.path}: {error}")
 
-    def _attached(self, content: bytes) -> Any:
-        """TensorRT's cache of this content, given to the configuration; None when TensorRT does not take it."""
+    def _attached(self, content: bytes) -> ITimingCache | None:
+        """A cache with this content, attached to the configuration; None if TensorRT refuses it."""
         try:
             cache = self._config.create_timing_cache(content)
-        except (TypeError, RuntimeError):  # a null pointer, by way of its binding
+        except (TypeError, RuntimeError):  # the binding's translation of a null pointer
             return None
-        # Not of another kind of GPU: its timings would choose wrong kernels.
+        # ignore_mismatch=False: timings of another GPU model would choose wrong kernels.
         if cache is None or not self._config.set_timing_cache(cache, False):
             return None
         return cache
@@ -73,7 +77,9 @@ class TimingCache:
         try:
             return read_checked(self.path) or b""
         except ValueError:
-            self.notes.append(f"the timings kept in {self.path} are damaged; TensorRT measured anew")
+            self.notes.append(
+                f"the timings kept in {self.path} are damaged; TensorRT measured its kernels again"
+            )
             return b""
 
 

@@ -1,1 +1,1 @@
-"""COCO AP, agreement of detections, and the comparison of two networks."""
+"""COCO AP, agreement of detections, and stage-by-stage comparison of two networks."""

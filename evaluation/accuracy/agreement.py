@@ -1,4 +1,4 @@
-"""Agreement of two sets of detections of the same images: no labels needed."""
+"""Agreement of two sets of detections of the same images, without labels."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from centernet_trt.runtime.detections import Detections
 __all__ = ["Agreement", "Matches", "agreement", "match", "overlaps"]
 
 RESAMPLES, CONFIDENCE = 1000, 0.90
-"""Of the images, for `Agreement.f1_low`."""
+"""Resamplings of the images, and one-sided confidence, of `Agreement.f1_low`."""
 
 Array = npt.NDArray[np.float64]
 
@@ -21,7 +21,10 @@ Array = npt.NDArray[np.float64]
 class Matches:
     """Pairs of detections of one image, best overlap first.
 
-    `reference` and `candidate`: (n,) rows of the two; `iou`: (n,) their overlaps.
+    Attributes:
+        reference: (n,) rows of the reference.
+        candidate: (n,) rows of the candidate.
+        iou: (n,) intersection over union of each pair.
     """
 
     reference: npt.NDArray[np.intp]
@@ -31,22 +34,22 @@ class Matches:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a candidate's detections are those of a reference, over all images.
+    """Agreement of a candidate's detections with a reference's, over all images.
 
     Attributes:
-        images: how many images were compared.
-        threshold: detections below this score were left out, on both sides.
-        iou_threshold: boxes of one class that overlap at least so much are a match.
-        reference: detections of the reference.
-        candidate: detections of the candidate.
-        matched: pairs, each detection in at most one.
-        f1: 2 * matched / (reference + candidate); 1 where neither found anything.
-        f1_low: F1 that other images like these reach with a confidence of 90 %: the bootstrap's 10th percentile over
-            the images. It sees which images were drawn, not that something was fitted to them.
+        images: number of images compared.
+        threshold: detections below this score were ignored on both sides.
+        iou_threshold: lowest overlap of a match.
+        reference: number of detections of the reference.
+        candidate: number of detections of the candidate.
+        matched: number of pairs; each detection is in at most one.
+        f1: 2 * matched / (reference + candidate); 1 if there are no detections.
+        f1_low: lower bound of F1 on other images of this kind at 90 % confidence: the bootstrap's 10th percentile over
+            the images. It accounts for the choice of images, not for anything fitted to them.
         score_mean: mean absolute difference of the scores of a pair; 0 without pairs.
-        score_max: the largest.
+        score_max: largest absolute difference of the scores of a pair.
         iou_mean: mean overlap of a pair; 1 without pairs.
-        iou_min: the smallest.
+        iou_min: smallest overlap of a pair.
     """
 
     images: int
@@ -68,7 +71,15 @@ class Agreement:
 
 
 def overlaps(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Array:
-    """Intersection over union (n, m) of boxes (n, 4) and (m, 4) as x1, y1, x2, y2; 0 where both are empty."""
+    """Intersection over union of every pair of boxes.
+
+    Args:
+        a: (n, 4) as x1, y1, x2, y2.
+        b: (m, 4), likewise.
+
+    Returns:
+        (n, m) float64; 0 where both boxes are empty.
+    """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
@@ -84,9 +95,17 @@ def _areas(boxes: Array) -> Array:
 
 
 def match(reference: Detections, candidate: Detections, iou: float = 0.5) -> Matches:
-    """Pair the detections of one image: same class, largest overlap first, none below `iou`.
+    """Pair the detections of one image greedily by class and overlap, largest overlap first.
 
-    Equal overlaps go to the earlier row of the reference, then of the candidate.
+    Of equal overlaps the earlier row of the reference goes first, then that of the candidate.
+
+    Args:
+        reference: detections of the image.
+        candidate: other detections of it.
+        iou: lowest overlap of a pair.
+
+    Returns:
+        The pairs; each detection is in at most one.
     """
     shared = overlaps(reference.xyxy, candidate.xyxy)
     shared[reference.label[:, None] != candidate.label[None, :]] = -1.0
@@ -113,48 +132,51 @@ def agreement(
     """Compare the detections of the same images.
 
     Args:
-        reference: what is taken for right, one entry an image.
-        candidate: what is judged, in the same order.
+        reference: detections that are assumed to be right, one entry per image.
+        candidate: detections to compare with them, in the same order.
         threshold: lowest score that counts, on both sides.
         iou: lowest overlap of a match.
 
+    Returns:
+        The agreement over all images.
+
     Raises:
-        InputError: not equally many images, or none.
+        InputError: the numbers of images differ, or are 0.
     """
     if len(reference) != len(candidate) or not reference:
         raise InputError(
-            f"{len(reference)} reference images and {len(candidate)} candidate images were given; "
-            "equally many, and at least one, were expected"
+            "expected equal numbers of reference and candidate images, at least one, "
+            f"got {len(reference)} and {len(candidate)}"
         )
     scores, ious, rows = [np.zeros(0)], [np.zeros(0)], []
-    for right, judged in zip(reference, candidate, strict=True):
-        right, judged = right[right.score >= threshold], judged[judged.score >= threshold]
-        pairs = match(right, judged, iou)
-        rows.append((len(right), len(judged), len(pairs.iou)))
-        difference = right.score[pairs.reference].astype(np.float64) - judged.score[pairs.candidate]
+    for expected, found in zip(reference, candidate, strict=True):
+        expected, found = expected[expected.score >= threshold], found[found.score >= threshold]
+        pairs = match(expected, found, iou)
+        rows.append((len(expected), len(found), len(pairs.iou)))
+        difference = expected.score[pairs.reference].astype(np.float64) - found.score[pairs.candidate]
         scores.append(np.abs(difference))
         ious.append(pairs.iou)
-    apart, shared = np.concatenate(scores), np.concatenate(ious)
+    differences, overlap = np.concatenate(scores), np.concatenate(ious)
     counts = np.array(rows)
-    found, candidates, matched = counts.sum(axis=0).tolist()
+    references, candidates, matched = counts.sum(axis=0).tolist()
     return Agreement(
         images=len(reference),
         threshold=threshold,
         iou_threshold=iou,
-        reference=found,
+        reference=references,
         candidate=candidates,
         matched=matched,
         f1=float(_f1(counts[None])[0]),
         f1_low=_f1_low(counts),
-        score_mean=float(apart.mean()) if len(apart) else 0.0,
-        score_max=float(apart.max(initial=0.0)),
-        iou_mean=float(shared.mean()) if len(shared) else 1.0,
-        iou_min=float(shared.min(initial=1.0)),
+        score_mean=float(differences.mean()) if len(differences) else 0.0,
+        score_max=float(differences.max(initial=0.0)),
+        iou_mean=float(overlap.mean()) if len(overlap) else 1.0,
+        iou_min=float(overlap.min(initial=1.0)),
     )
 
 
 def _f1(counts: npt.NDArray[np.int64]) -> Array:
-    """(..., ) F1 of counts (..., images, 3): detections of the reference, of the candidate, pairs."""
+    """F1 (...) of counts (..., images, 3): detections of the reference, of the candidate, pairs."""
     reference, candidate, matched = np.moveaxis(counts.sum(axis=-2, dtype=np.float64), -1, 0)
     boxes = reference + candidate
     found: Array = np.divide(2 * matched, boxes, out=np.ones_like(boxes), where=boxes > 0)
@@ -162,7 +184,7 @@ def _f1(counts: npt.NDArray[np.int64]) -> Array:
 
 
 def _f1_low(counts: npt.NDArray[np.int64]) -> float:
-    """The lower end of a one-sided percentile interval (B. Efron, 1979), images drawn with replacement."""
+    """Lower end of a one-sided percentile interval (B. Efron, 1979) over images drawn with replacement."""
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(counts), (RESAMPLES, len(counts)))
     return float(np.quantile(_f1(counts[drawn]), 1 - CONFIDENCE))

@@ -1,4 +1,4 @@
-"""The interval of a difference of COCO AP between two detectors on the same images: a paired bootstrap.
+"""Paired bootstrap of the difference in COCO AP between two detectors on the same images.
 
 Both detectors are scored on the same resampled images, so what an image makes hard for both cancels out.
 Source: B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, the percentile interval.
@@ -13,18 +13,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from centernet_trt.evaluation.accuracy.average_precision import average_precision
 from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
 
 __all__ = ["ApDrop", "ResampledAp", "paired_drop"]
 
 SAMPLES = 1000
-_RECALLS = np.linspace(0, 1, 101)
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ApDrop:
-    """AP of a reference minus AP of a candidate on the same images, with the interval of 95 % of the resamplings."""
+    """AP of a reference minus AP of a candidate on the same images, with its 95 % interval.
+
+    Attributes:
+        reference_ap: AP of the reference on the images as they are, 0..1.
+        candidate_ap: AP of the candidate.
+        drop: `reference_ap - candidate_ap`.
+        low: 2.5th percentile of the drop over the resamplings.
+        high: 97.5th percentile.
+        images: number of images.
+        samples: number of resamplings.
+    """
 
     reference_ap: float
     candidate_ap: float
@@ -40,28 +49,56 @@ class ApDrop:
 
 
 @dataclass(frozen=True)
-class _Class:
-    """One category's detections, best first: the image of each (n,), and hit and ignored at each overlap (10, n)."""
+class _Ranking:
+    """The detections of one category, best first.
 
+    Attributes:
+        score: (n,).
+        image: (n,) row of the image that each belongs to.
+        hit: (10, n), whether it matches an object at each overlap level.
+        ignored: (10, n), whether it matches an object that does not count, such as a crowd.
+        objects: (images,) number of annotated objects that count.
+    """
+
+    score: npt.NDArray[np.float64]
     image: npt.NDArray[np.intp]
     hit: npt.NDArray[np.bool_]
     ignored: npt.NDArray[np.bool_]
-    objects: npt.NDArray[np.int64]  # (images,) annotated objects that count
+    objects: npt.NDArray[np.int64]
+
+    def ap(self, counts: npt.NDArray[np.integer]) -> float | None:
+        """AP when image i appears counts[i] times; None if these images have no object of the category."""
+        objects = int(np.sum(self.objects * counts))
+        if not objects:
+            return None
+        return average_precision(self.hit, self.score, counts[self.image] * ~self.ignored, objects)
 
 
 class ResampledAp:
     """COCO AP (all sizes, 100 detections an image) of one detector under any weighting of the images."""
 
     def __init__(self, truth: CocoGroundTruth, rows: Sequence[dict[str, Any]]) -> None:
-        """Match once; `rows` are COCO result rows, at least one."""
+        """Match detections to objects once, for all weightings.
+
+        Args:
+            truth: the annotations.
+            rows: COCO result rows, at least one.
+        """
         self.image_ids = sorted(image.id for image in truth.images)
-        self._classes = _match(truth, rows, self.image_ids)
+        self._rankings = _match(truth, rows, self.image_ids)
 
     def ap(self, counts: npt.NDArray[np.integer] | None = None) -> float:
-        """AP when image i is there counts[i] times, in the order of `image_ids`; without counts, of the images as they are."""
+        """AP of a resampling of the images.
+
+        Args:
+            counts: (images,) how often each image appears, in the order of `image_ids`; None for once each.
+
+        Returns:
+            0..1, or -1 if the images have no objects.
+        """
         if counts is None:
             counts = np.ones(len(self.image_ids), dtype=np.int64)
-        scores = [score for one in self._classes if (score := _class_ap(one, counts)) is not None]
+        scores = [score for ranking in self._rankings if (score := ranking.ap(counts)) is not None]
         return float(np.mean(scores)) if scores else -1.0
 
 
@@ -73,7 +110,18 @@ def paired_drop(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> ApDrop:
-    """The drop in AP from `reference` to `candidate` (COCO result rows), and its 95 % interval."""
+    """Estimate the drop in AP from a reference to a candidate, and its 95 % interval.
+
+    Args:
+        truth: the annotations.
+        reference: COCO result rows of the reference, at least one.
+        candidate: COCO result rows of the candidate, at least one.
+        samples: number of resamplings of the images.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Returns:
+        The drop; negative `drop` for a rise.
+    """
     first, second = ResampledAp(truth, reference), ResampledAp(truth, candidate)
     count = len(first.image_ids)
     rng = np.random.default_rng(seed)
@@ -86,9 +134,11 @@ def paired_drop(
     return ApDrop(before, after, before - after, float(low), float(high), count, samples)
 
 
-def _match(truth: CocoGroundTruth, rows: Sequence[dict[str, Any]], image_ids: Sequence[int]) -> list[_Class]:
-    """pycocotools' own matching, by category."""
-    place = {image: row for row, image in enumerate(image_ids)}
+def _match(
+    truth: CocoGroundTruth, rows: Sequence[dict[str, Any]], image_ids: Sequence[int]
+) -> list[_Ranking]:
+    """Match with pycocotools; one ranking per category."""
+    positions = {image: row for row, image in enumerate(image_ids)}
     run = truth.evaluation(rows)
     with contextlib.redirect_stdout(io.StringIO()):
         run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], run.params.areaRngLbl[:1]
@@ -97,42 +147,25 @@ def _match(truth: CocoGroundTruth, rows: Sequence[dict[str, Any]], image_ids: Se
     for entry in run.evalImgs:
         if entry is not None:
             found.setdefault(entry["category_id"], []).append(entry)
-    return [_class(entries, place) for entries in found.values()]
+    return [_rank(entries, positions) for entries in found.values()]
 
 
-def _class(entries: Sequence[dict[str, Any]], place: dict[int, int]) -> _Class:
-    objects = np.zeros(len(place), dtype=np.int64)
+def _rank(entries: Sequence[dict[str, Any]], positions: dict[int, int]) -> _Ranking:
+    objects = np.zeros(len(positions), dtype=np.int64)
     images, scores, hits, ignored = [], [], [], []
     for entry in entries:
-        row = place[entry["image_id"]]
+        row = positions[entry["image_id"]]
         objects[row] = int(np.sum(np.asarray(entry["gtIgnore"]) == 0))
         images.append(np.full(len(entry["dtScores"]), row, dtype=np.intp))
         scores.append(np.asarray(entry["dtScores"], dtype=np.float64))
         hits.append(np.asarray(entry["dtMatches"]) > 0)
         ignored.append(np.asarray(entry["dtIgnore"]) > 0)
-    order = np.argsort(-np.concatenate(scores), kind="mergesort")
-    return _Class(
+    score = np.concatenate(scores)
+    order = np.argsort(-score, kind="stable")
+    return _Ranking(
+        score[order],
         np.concatenate(images)[order],
         np.concatenate(hits, axis=1)[:, order],
         np.concatenate(ignored, axis=1)[:, order],
         objects,
     )
-
-
-def _class_ap(one: _Class, counts: npt.NDArray[np.integer]) -> float | None:
-    """AP of a category; None where the sample has no object of it. Source: pycocotools' COCOeval.accumulate."""
-    total = int(np.sum(one.objects * counts))
-    if not total:
-        return None
-    weight = counts[one.image] * ~one.ignored
-    right = np.cumsum(weight * one.hit, axis=1, dtype=np.float64)
-    wrong = np.cumsum(weight * ~one.hit, axis=1, dtype=np.float64)
-    seen = right + wrong
-    precision = np.divide(right, seen, out=np.zeros_like(right), where=seen > 0)
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    values = np.zeros((len(precision), len(_RECALLS)))
-    for row, (recall, level) in enumerate(zip(right / total, precision, strict=True)):
-        at = np.searchsorted(recall, _RECALLS, side="left")
-        inside = at < len(level)
-        values[row, inside] = level[at[inside]]
-    return float(values.mean())

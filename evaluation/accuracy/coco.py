@@ -1,4 +1,4 @@
-"""COCO mAP of a detector through pycocotools."""
+"""COCO mAP of a detector, by pycocotools: `CocoGroundTruth` and `CocoScores`."""
 
 import contextlib
 import io
@@ -21,7 +21,15 @@ _RECALLS = ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 
 @dataclass(frozen=True)
 class CocoScores:
-    """Box AP and AR as COCO defines them, 0..1 (-1 where no object of that kind is annotated), and what was counted."""
+    """Box AP and AR as COCO defines them: 0..1, or -1 if no object of that kind is annotated.
+
+    Attributes:
+        ap: mean over IoU 0.50 to 0.95; `ap50` and `ap75` at one IoU; `ap_small`, `ap_medium`, `ap_large` by object area.
+        ar1: AR with at most 1 detection an image; `ar10` and `ar100` likewise; `ar_small` to `ar_large` by object area.
+        images: number of images.
+        objects: number of annotated objects.
+        detections: number of detections.
+    """
 
     ap: float
     ap50: float
@@ -46,20 +54,24 @@ class CocoScores:
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An annotated image: its id, and where its file is."""
+    """Id and file of an annotated image."""
 
     id: int
     path: Path
 
 
 class CocoGroundTruth:
-    """The annotations of a COCO instances file, and the images in a folder that they speak of."""
+    """A COCO instances file and the folder of its images."""
 
     def __init__(self, annotations: Path, images: Path) -> None:
-        """Read the file and find the images.
+        """Read the annotations and find the images.
+
+        Args:
+            annotations: the instances file, JSON.
+            images: folder of the images it lists.
 
         Raises:
-            InputError: not a readable COCO instances file, or images that are not in the folder.
+            InputError: not a readable COCO instances file, or an image is missing.
         """
         from pycocotools.coco import COCO
 
@@ -72,7 +84,7 @@ class CocoGroundTruth:
         wanted = {"images", "annotations", "categories"}
         if not isinstance(data, dict) or not wanted <= data.keys():
             raise InputError(
-                f"{annotations} is not a COCO instances file: it needs {', '.join(sorted(wanted))}"
+                f"{annotations} is not a COCO instances file: expected the keys {', '.join(sorted(wanted))}"
             )
         self.path = annotations
         self.images = [CocoImage(int(row["id"]), images / row["file_name"]) for row in data["images"]]
@@ -91,7 +103,7 @@ class CocoGroundTruth:
             self._coco.createIndex()
 
     def evaluation(self, results: Sequence[dict[str, Any]]) -> Any:
-        """A pycocotools COCOeval of these rows, set up and not yet run."""
+        """Make a pycocotools COCOeval of COCO result rows; it is not run yet."""
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -106,7 +118,15 @@ class CocoGroundTruth:
             return COCOeval(self._coco, found, "bbox")
 
     def score(self, results: Sequence[dict[str, Any]], image_ids: Sequence[int] | None = None) -> CocoScores:
-        """AP and AR of rows as `Detections.to_coco` makes them; `image_ids` limits the images that count."""
+        """Compute AP and AR.
+
+        Args:
+            results: COCO result rows, as `Detections.to_coco` makes them.
+            image_ids: images that count; None for all.
+
+        Returns:
+            The scores.
+        """
         with contextlib.redirect_stdout(io.StringIO()):
             run = self.evaluation(results)
             if image_ids is not None:
@@ -120,7 +140,7 @@ class CocoGroundTruth:
 
 
 def official_rounding(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with boxes and scores to two decimals, as the published AP of CenterNet was computed.
+    """Round boxes and scores to two decimals, as for the published AP of CenterNet.
 
     Source: `_to_float` and `convert_eval_format` of the official `datasets/coco.py`.
     """
@@ -131,10 +151,14 @@ def official_rounding(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def check_categories(spec: ModelSpec, truth: CocoGroundTruth) -> None:
-    """Make sure that every class of a spec is annotated as what it is called.
+    """Check that the classes of a spec are those of the annotations.
+
+    Args:
+        spec: names classes and category ids.
+        truth: the annotations.
 
     Raises:
-        SpecError: a category id that the annotations lack, or none of the shared ids has the spec's name.
+        SpecError: the annotations lack a category id, or give all of them other names than the spec.
     """
     ids = spec.category_ids or tuple(range(1, len(spec.class_names) + 1))
     if unknown := sorted(set(ids) - truth.categories.keys()):
@@ -144,7 +168,7 @@ def check_categories(spec: ModelSpec, truth: CocoGroundTruth) -> None:
             "set category_ids in the spec, one for each class, to the ids of the annotations",
         )
     names = dict(zip(ids, spec.class_names, strict=True))
-    # One name may be spelt in two ways ("motorbike", "motorcycle"); if all differ, the lists are not the same.
+    # A name may have two spellings ("motorbike", "motorcycle"); if all differ, these are other classes.
     if names and all(truth.categories[i].casefold() != name.casefold() for i, name in names.items()):
         first = ids[0]
         raise SpecError(
@@ -160,17 +184,20 @@ def detect_all(
     progress: Callable[[int, int], None] | None = None,
     tta: Augmentation | None = None,
 ) -> dict[int, Detections]:
-    """Detections of every annotated image, by image id: no threshold, the spec's top K.
+    """Detect in every annotated image, with no threshold and the spec's top K.
 
     Args:
         detector: a loaded detector.
         truth: names the images.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in total).
         tta: test-time augmentation, as for `Detector.detect`.
+
+    Returns:
+        Detections by image id.
 
     Raises:
         SpecError: the spec's classes are not those of the annotations.
-        InputError: an image cannot be used; a score over the others would not be the one asked for.
+        InputError: an image cannot be used; a score without it would be of another data set.
     """
     check_categories(detector.bundle.manifest.spec, truth)
     found = {}
@@ -184,5 +211,5 @@ def detect_all(
 
 
 def coco_rows(found: dict[int, Detections]) -> list[dict[str, Any]]:
-    """COCO result rows of detections by image id."""
+    """Convert detections by image id to COCO result rows."""
     return [row for image_id, detections in found.items() for row in detections.to_coco(image_id)]

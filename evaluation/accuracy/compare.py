@@ -1,8 +1,7 @@
 """Compare two networks stage by stage, to find the first stage that differs."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.accuracy.agreement import Agreement, agreement
+from centernet_trt.evaluation.accuracy.tensor_error import ErrorSum, TensorError
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.geometry import place
@@ -21,101 +21,21 @@ from centernet_trt.runtime.images import BgrImage, read_image
 from centernet_trt.runtime.manifest import Manifest, Precision
 from centernet_trt.runtime.spec import ModelSpec
 
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class TensorError:
-    """The error of a candidate against a reference, over all values that are finite in both.
-
-    Attributes:
-        count: how many values.
-        max_abs: largest absolute difference.
-        mean_abs: mean absolute difference.
-        magnitude: largest magnitude of the reference.
-        sqnr_db: signal to quantisation noise, 10 * log10(sum(reference^2) / sum(difference^2)); None where no
-            value differs.
-        cosine: of the angle between both as vectors; 1 where both are zero.
-        unequal: values that are infinite or NaN in one of them and not the same in the other.
-    """
-
-    count: int
-    max_abs: float
-    mean_abs: float
-    magnitude: float
-    sqnr_db: float | None
-    cosine: float
-    unequal: int
-
-    @property
-    def identical(self) -> bool:
-        """Whether no value differs."""
-        return self.max_abs == 0 and self.unequal == 0
-
-    @property
-    def max_rel(self) -> float:
-        """`max_abs` over `magnitude`; 0 where both are 0."""
-        return self.max_abs / self.magnitude if self.magnitude else (math.inf if self.max_abs else 0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a plain dict."""
-        return asdict(self)
-
-
-class ErrorSum:
-    """Adds up the error over images; `result` gives it so far. All sums in float64."""
-
-    def __init__(self) -> None:
-        self._count = self._unequal = 0
-        self._max = self._magnitude = 0.0
-        # Sums of |a - b|, (a - b)^2, a^2, b^2 and a * b.
-        self._sums = np.zeros(5)
-
-    def add(self, reference: Array, candidate: Array) -> float:
-        """Add one pair of equal shape; its own mean absolute difference.
-
-        Raises:
-            InputError: the shapes differ.
-        """
-        if reference.shape != candidate.shape:
-            raise InputError(f"tensors of shapes {reference.shape} and {candidate.shape} cannot be compared")
-        a, b = reference.astype(np.float64).ravel(), candidate.astype(np.float64).ravel()
-        finite = np.isfinite(a) & np.isfinite(b)
-        if not finite.all():
-            same = (a == b) | (np.isnan(a) & np.isnan(b))
-            self._unequal += int(np.count_nonzero(~finite & ~same))
-            a, b = a[finite], b[finite]
-        apart = np.abs(a - b)
-        self._count += len(a)
-        self._max = max(self._max, float(apart.max(initial=0.0)))
-        self._magnitude = max(self._magnitude, float(np.abs(a).max(initial=0.0)))
-        self._sums += (apart.sum(), apart @ apart, a @ a, b @ b, a @ b)
-        return float(apart.mean()) if len(a) else 0.0
-
-    def result(self) -> TensorError:
-        """The error over everything added."""
-        absolute, noise, signal, other, product = (float(value) for value in self._sums)
-        sqnr = None if noise == 0 else (10 * math.log10(signal / noise) if signal else -math.inf)
-        norm = math.sqrt(signal * other)
-        return TensorError(
-            count=self._count,
-            max_abs=self._max,
-            mean_abs=absolute / self._count if self._count else 0.0,
-            magnitude=self._magnitude,
-            sqnr_db=None if sqnr is None else max(sqnr, -999.0),
-            cosine=product / norm if norm else (1.0 if signal == other else 0.0),
-            unequal=self._unequal,
-        )
-
+__all__ = ["Comparison", "DecodeDifference", "Side", "bundle_side", "check_classes", "graph_side", "verify"]
 
 Heads = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: a name to call it, what its tensors mean, its precision, and how to run its network.
+    """One of the two networks of a comparison.
 
-    `run`: the input tensor (N, 3, H, W) in `dtype` -> heads by name.
+    Attributes:
+        name: for messages and reports.
+        spec: what its tensors mean.
+        precision: of its weights and activations.
+        dtype: of its input tensor.
+        run: input tensor (N, 3, H, W) in `dtype` -> heads by name.
     """
 
     name: str
@@ -126,7 +46,18 @@ class Side:
 
 
 def bundle_side(bundle: EngineBundle, mode: Mode) -> Side:
-    """A bundle as it runs on the host, in a mode of ONNX Runtime."""
+    """Run a bundle's graph in ONNX Runtime.
+
+    Args:
+        bundle: whose graph and spec to use.
+        mode: `fast`, or `faithful`, which rounds every operation to its declared type.
+
+    Returns:
+        The bundle as a side of a comparison.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the graph.
+    """
     manifest = bundle.manifest
     executor = OnnxRuntimeExecutor(bundle.model_path, manifest, mode)
 
@@ -140,12 +71,15 @@ def bundle_side(bundle: EngineBundle, mode: Mode) -> Side:
 
 
 def graph_side(name: str, model: bytes, manifest: Manifest) -> Side:
-    """An fp32 ONNX graph in ONNX Runtime, its tensors read as a bundle's spec says.
+    """Run an fp32 ONNX graph in ONNX Runtime, its tensors interpreted by a bundle's spec.
 
     Args:
-        name: what to call it.
-        model: the graph, serialised, with the heads of the spec as outputs.
+        name: for messages and reports.
+        model: the serialised graph, with the heads of the spec as outputs.
         manifest: of the bundle whose spec and input name it shares.
+
+    Returns:
+        The graph as a side of a comparison.
 
     Raises:
         BackendError: ONNX Runtime refuses the graph.
@@ -161,10 +95,12 @@ def graph_side(name: str, model: bytes, manifest: Manifest) -> Side:
 
 @dataclass(frozen=True)
 class DecodeDifference:
-    """Two decodes of the same heads, row by row, all rows: they must give the same boxes in the same order.
+    """Difference of two decodes of the same heads, which must give the same boxes in the same order.
 
-    `images`: how many have another number of rows or other labels. `box`: largest difference of an edge in pixels of
-    the source image, `score`: of a score, both over the other images.
+    Attributes:
+        images: number of images with another number of rows or other labels.
+        box: largest difference of an edge over the other images, in pixels of the source image.
+        score: largest difference of a score over the other images.
     """
 
     images: int
@@ -173,20 +109,20 @@ class DecodeDifference:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What was found.
+class Comparison:
+    """Differences between a reference and a candidate, by stage.
 
     Attributes:
-        reference: name of what is taken for right.
-        candidate: name of what is judged.
+        reference: name of the reference.
+        candidate: name of the candidate.
         images: file names.
-        preprocess: error of the input tensors; None where an image gives inputs of different sizes.
-        resized: images whose input sizes differ.
+        preprocess: error of the input tensors; None if an image gives inputs of different sizes.
+        resized: names of the images whose input sizes differ.
         heads: error of each head, both networks fed with the reference's input.
         decode: difference of both decodes of the reference's heads.
-        whole: agreement from the image to the boxes, at the candidate's threshold.
+        whole: agreement from the image to the boxes, at the threshold.
         worst: row of the image on which they agree least.
-        found: detections of both for each image, with no threshold: (reference, candidate).
+        found: for each image the detections of (reference, candidate), with no threshold.
     """
 
     reference: str
@@ -208,21 +144,24 @@ def verify(
     *,
     threshold: float | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Compared:
-    """Run both on every image and compare them stage by stage.
+) -> Comparison:
+    """Run both networks on every image and compare them stage by stage.
 
     Args:
-        reference: taken for right.
-        candidate: judged.
-        images: files; read one by one.
+        reference: assumed to be right.
+        candidate: compared with it.
+        images: files; read one at a time.
         threshold: lowest score of the detections that must agree; None for the candidate spec's.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in total).
+
+    Returns:
+        The differences, to be checked by `tolerances.check_tolerances`.
 
     Raises:
-        InputError: no images, one that cannot be read, or different class lists.
+        InputError: no images, one that cannot be read, different class lists, or different heads.
     """
     if not images:
-        raise InputError("no images were given to compare on", "give a folder of images")
+        raise InputError("expected at least one image, got none", "give a folder of images")
     check_classes(reference.spec, candidate.spec, reference.name, candidate.name)
     tensors, heads = ErrorSum(), {name: ErrorSum() for name in candidate.spec.heads.tensors}
     resized: list[str] = []
@@ -231,18 +170,18 @@ def verify(
     for done, path in enumerate(images):
         if progress is not None:
             progress(done, len(images))
-        step = _one_image(reference, candidate, read_image(path))
-        if step.tensors is None:
+        result = _one_image(reference, candidate, read_image(path))
+        if result.tensors is None:
             resized.append(path.name)
         else:
-            tensors.add(*step.tensors)
+            tensors.add(*result.tensors)
         for theirs, ours in _same_heads(reference.spec, candidate.spec):
-            heads[ours].add(step.reference_heads[theirs], step.candidate_heads[ours])
-        decoded.append(step.decoded)
-        pairs.append(step.whole)
+            heads[ours].add(result.reference_heads[theirs], result.candidate_heads[ours])
+        decoded.append(result.decoded)
+        pairs.append(result.whole)
     limit = candidate.spec.threshold if threshold is None else threshold
     scores = [_disagreement(pair, limit) for pair in pairs]
-    return Compared(
+    return Comparison(
         reference=reference.name,
         candidate=candidate.name,
         images=tuple(path.name for path in images),
@@ -257,10 +196,16 @@ def verify(
 
 
 def check_classes(a: ModelSpec, b: ModelSpec, a_name: str, b_name: str) -> None:
-    """Make sure that two specs speak of the same classes.
+    """Check that two specs have the same classes in the same order.
+
+    Args:
+        a: one spec.
+        b: the other.
+        a_name: name of the first, for the message.
+        b_name: name of the second.
 
     Raises:
-        InputError: they do not; the message names the first that differs.
+        InputError: they differ; the message names the first class that does.
     """
     for what in ("class_names", "category_ids"):
         first, second = getattr(a, what), getattr(b, what)
@@ -270,7 +215,7 @@ def check_classes(a: ModelSpec, b: ModelSpec, a_name: str, b_name: str) -> None:
         where = (
             f"{len(first)} and {len(second)} of them"
             if row is None
-            else f"number {row} is {first[row]!r} in the one, {second[row]!r} in the other"
+            else f"number {row} is {first[row]!r} in one and {second[row]!r} in the other"
         )
         raise InputError(
             f"{a_name} and {b_name} have different {what.replace('_', ' ')}: {where}",
@@ -279,8 +224,8 @@ def check_classes(a: ModelSpec, b: ModelSpec, a_name: str, b_name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """The results of one image."""
+class _ImageResult:
+    """Results of both sides for one image; pairs are (reference, candidate)."""
 
     tensors: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
     reference_heads: Heads
@@ -289,15 +234,15 @@ class _Step:
     whole: tuple[Detections, Detections]
 
 
-def _one_image(reference: Side, candidate: Side, pixels: BgrImage) -> _Step:
-    """Both sides, stage by stage."""
+def _one_image(reference: Side, candidate: Side, pixels: BgrImage) -> _ImageResult:
+    """Run both sides on one image."""
     height, width = pixels.shape[:2]
     sides = (reference, candidate)
-    left, right = (place(side.spec.input, width, height) for side in sides)
-    # In float32, whatever the networks take: what must be equal is the pre-processing, not its rounding to a type.
+    first_placement, second_placement = (place(side.spec.input, width, height) for side in sides)
+    # In float32, whatever the networks take: this compares the pre-processing, not its rounding to a type.
     first, second = (
         preprocess([pixels], [placement], side.spec.input, np.float32)
-        for side, placement in zip(sides, (left, right), strict=True)
+        for side, placement in zip(sides, (first_placement, second_placement), strict=True)
     )
     heads = reference.run(first.astype(reference.dtype, copy=False))
     same_input = candidate.run(first.astype(candidate.dtype, copy=False))
@@ -305,17 +250,20 @@ def _one_image(reference: Side, candidate: Side, pixels: BgrImage) -> _Step:
     equal = tensors is not None and np.array_equal(first, second)
     own = same_input if equal else candidate.run(second.astype(candidate.dtype, copy=False))
     renamed = {ours: heads[theirs] for theirs, ours in _same_heads(reference.spec, candidate.spec)}
-    (right_answer,) = decode(heads, reference.spec, [left], 0.0)
-    (decoded,) = decode(renamed, candidate.spec, [left], 0.0)
-    (found,) = decode(own, candidate.spec, [right], 0.0)
-    return _Step(tensors, heads, same_input, (right_answer, decoded), (right_answer, found))
+    (expected,) = decode(heads, reference.spec, [first_placement], 0.0)
+    (decoded,) = decode(renamed, candidate.spec, [first_placement], 0.0)
+    (found,) = decode(own, candidate.spec, [second_placement], 0.0)
+    return _ImageResult(tensors, heads, same_input, (expected, decoded), (expected, found))
 
 
 def _same_heads(a: ModelSpec, b: ModelSpec) -> Iterator[tuple[str, str]]:
-    """Names of the heads that mean the same in both: by role, since two graphs may call them differently.
+    """Pair the head names of two specs by role, since two graphs may name the same head differently.
+
+    Yields:
+        (name in a, name in b).
 
     Raises:
-        InputError: one has a head that the other lacks.
+        InputError: one spec has a head that the other lacks.
     """
     roles = [
         {
@@ -328,7 +276,7 @@ def _same_heads(a: ModelSpec, b: ModelSpec) -> Iterator[tuple[str, str]]:
     ]
     if roles[0].keys() != roles[1].keys():
         raise InputError(
-            f"the models have different heads: {', '.join(roles[0])} and {', '.join(roles[1])}",
+            f"expected the same heads in both models, got {', '.join(roles[0])} and {', '.join(roles[1])}",
             "compare models whose specs name the same heads",
         )
     for role, name in roles[0].items():
@@ -353,6 +301,6 @@ def _agreement(pairs: Sequence[tuple[Detections, Detections]], threshold: float)
 
 
 def _disagreement(pair: tuple[Detections, Detections], threshold: float) -> tuple[float, float, float]:
-    """Larger is worse: boxes that have no partner first, then the largest difference of scores, then of boxes."""
+    """Sort key of an image, larger is worse: unmatched boxes, then the largest difference of scores, then of boxes."""
     found = _agreement([pair], threshold)
     return 1 - found.f1, found.score_max, 1 - found.iou_min

@@ -1,24 +1,38 @@
-"""Tolerances of a comparison, and the table of its results."""
+"""Check a `Comparison` against `Tolerances`, and tabulate the results."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.accuracy.bootstrap import ApDrop
-from centernet_trt.evaluation.accuracy.compare import Compared
+from centernet_trt.evaluation.accuracy.compare import Comparison
+from centernet_trt.evaluation.accuracy.tensor_error import TensorError
 from centernet_trt.evaluation.tables import Table, text_table
 from centernet_trt.runtime.manifest import Precision
+
+__all__ = [
+    "DEFAULTS",
+    "RESAMPLES",
+    "ToleranceCheck",
+    "Tolerances",
+    "boxes_sentence",
+    "check_tolerances",
+    "checks_table",
+    "first_failure",
+    "heads_table",
+    "to_json",
+]
 
 
 @dataclass(frozen=True)
 class Tolerances:
-    """What is still the same model.
+    """How far a candidate may differ from its reference.
 
     Attributes:
-        input: largest difference of input tensors, over their largest magnitude.
-        sqnr_db: lowest signal to noise of a head.
-        agreement: lowest F1 of the detections above the threshold, the reference's taken for right.
-        ap_drop: largest drop in AP, where annotations are given.
+        input: largest difference of input tensors, relative to their largest magnitude.
+        sqnr_db: lowest signal to quantisation noise ratio of a head, in dB.
+        agreement: lowest F1 of the detections above the threshold, with the reference as ground truth.
+        ap_drop: largest drop in AP, checked if there are annotations.
     """
 
     input: float
@@ -29,8 +43,8 @@ class Tolerances:
     def __post_init__(self) -> None:
         if not (self.input >= 0 and 0 <= self.agreement <= 1 and self.ap_drop >= -1):
             raise InputError(
-                f"tolerances of {self.input} (input), {self.agreement} (agreement) and {self.ap_drop} (AP) were given; "
-                "0 or more, 0 to 1, and a difference of AP were expected"
+                "expected tolerances of 0 or more (input), 0 to 1 (agreement) and -1 or more (drop in AP), "
+                f"got {self.input}, {self.agreement} and {self.ap_drop}"
             )
 
 
@@ -39,19 +53,26 @@ DEFAULTS: dict[Precision, Tolerances] = {
     "fp16": Tolerances(input=1e-6, sqnr_db=25.0, agreement=0.95, ap_drop=0.005),
     "int8": Tolerances(input=1e-6, sqnr_db=8.0, agreement=0.90, ap_drop=0.01),
 }
-"""By the candidate's precision; measured values of the two models that ship are in docs/performance.md."""
-
+"""By the candidate's precision; docs/performance.md has measured values of the two models that ship."""
 
 RESAMPLES = 400
-"""Of the images, for the interval of a difference in AP: the interval's ends are then good to a few percent of it."""
+"""Of the images, for the interval of a difference in AP: its ends are then accurate to a few percent of its width."""
 
 # Two correct decodes differ by float32 rounding of pixel coordinates, and of a sigmoid.
 _SAME_BOX, _SAME_SCORE = 1e-2, 1e-6
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing that was held to a tolerance: found and allowed in words, and whether it passed."""
+class ToleranceCheck:
+    """Result of one tolerance check.
+
+    Attributes:
+        stage: `preprocess`, `network`, `decode` or `whole`.
+        what: the quantity checked.
+        found: its value, as text.
+        allowed: its limit, as text.
+        passed: whether the value is within the limit.
+    """
 
     stage: str
     what: str
@@ -60,99 +81,110 @@ class Check:
     passed: bool
 
 
-def judge(found: Compared, drop: ApDrop | None, tolerances: Tolerances) -> list[Check]:
-    """Hold everything to the tolerances, in the order of the stages: the first that fails is the address."""
-    checks = [_input_check(found, tolerances)]
-    for name, error in found.heads.items():
-        sqnr = "identical" if error.sqnr_db is None else f"{error.sqnr_db:.1f} dB"
-        good = error.sqnr_db is None or error.sqnr_db >= tolerances.sqnr_db
-        if error.unequal:
-            sqnr += f", {error.unequal} infinite or NaN on one side only"
-        checks.append(
-            Check(
-                "network",
-                f"SQNR of {name}",
-                sqnr,
-                f">= {tolerances.sqnr_db:g} dB",
-                good and not error.unequal,
-            )
-        )
-    checks.append(_decode_check(found))
+def check_tolerances(
+    comparison: Comparison, drop: ApDrop | None, tolerances: Tolerances
+) -> list[ToleranceCheck]:
+    """Check every stage of a comparison.
+
+    Args:
+        comparison: the differences, from `compare.verify`.
+        drop: difference in AP; None if there are no annotations.
+        tolerances: the limits.
+
+    Returns:
+        The checks in the order of the stages.
+    """
+    whole = comparison.whole
+    checks = [_check_input(comparison, tolerances)]
+    checks += [_check_head(name, error, tolerances) for name, error in comparison.heads.items()]
+    checks.append(_check_decode(comparison))
+    agreement = f"agreement above score {whole.threshold:g}"
+    limit = f">= {tolerances.agreement:g}"
     checks.append(
-        Check(
-            "whole",
-            f"agreement above score {found.whole.threshold:g}",
-            f"F1 {found.whole.f1:.4f}",
-            f">= {tolerances.agreement:g}",
-            found.whole.f1 >= tolerances.agreement,
-        )
+        ToleranceCheck("whole", agreement, f"F1 {whole.f1:.4f}", limit, whole.f1 >= tolerances.agreement)
     )
     if drop is not None:
-        checks.append(
-            Check(
-                "whole",
-                "drop in AP",
-                f"{drop.drop:+.4f} ({drop.low:+.4f} to {drop.high:+.4f})",
-                f"<= {tolerances.ap_drop:g}",
-                drop.drop <= tolerances.ap_drop,
-            )
-        )
+        found = f"{drop.drop:+.4f} ({drop.low:+.4f} to {drop.high:+.4f})"
+        limit = f"<= {tolerances.ap_drop:g}"
+        checks.append(ToleranceCheck("whole", "drop in AP", found, limit, drop.drop <= tolerances.ap_drop))
     return checks
 
 
-def address(checks: list[Check]) -> str:
-    """The first stage that is past its tolerance, in words; empty where all is well."""
+def first_failure(checks: list[ToleranceCheck]) -> str:
+    """Describe the first stage that exceeds its tolerance; empty if all checks passed."""
     failed = next((check for check in checks if not check.passed), None)
     if failed is None:
         return ""
     return (
-        f"the difference begins in: {failed.stage} ({failed.what}: {failed.found}, allowed {failed.allowed})"
+        f"the first stage that differs is {failed.stage} "
+        f"({failed.what}: expected {failed.allowed}, got {failed.found})"
     )
 
 
+def _check_input(comparison: Comparison, tolerances: Tolerances) -> ToleranceCheck:
+    what, allowed = "input tensor", f"<= {tolerances.input:g} of its largest"
+    error = comparison.preprocess
+    if error is None:
+        found = f"other sizes for {len(comparison.resized)} images"
+        return ToleranceCheck("preprocess", what, found, allowed, False)
+    found = "identical" if error.identical else f"{error.max_rel:.1e}"
+    passed = error.max_rel <= tolerances.input and not error.unequal
+    return ToleranceCheck("preprocess", what, found, allowed, passed)
+
+
+def _check_head(name: str, error: TensorError, tolerances: Tolerances) -> ToleranceCheck:
+    found = "identical" if error.sqnr_db is None else f"{error.sqnr_db:.1f} dB"
+    if error.unequal:
+        found += f", {error.unequal} infinite or NaN on one side only"
+    passed = not error.unequal and (error.sqnr_db is None or error.sqnr_db >= tolerances.sqnr_db)
+    return ToleranceCheck("network", f"SQNR of {name}", found, f">= {tolerances.sqnr_db:g} dB", passed)
+
+
+def _check_decode(comparison: Comparison) -> ToleranceCheck:
+    difference = comparison.decode
+    found = f"{difference.box:.1e} px, score {difference.score:.1e}"
+    if difference.images:
+        found = f"other boxes in {difference.images} images"
+    passed = not difference.images and difference.box <= _SAME_BOX and difference.score <= _SAME_SCORE
+    allowed = f"<= {_SAME_BOX:g} px, {_SAME_SCORE:g}"
+    return ToleranceCheck("decode", "boxes of the same heads", found, allowed, passed)
+
+
 def to_json(
-    found: Compared, checks: list[Check], drop: ApDrop | None, tolerances: Tolerances
+    comparison: Comparison, checks: list[ToleranceCheck], drop: ApDrop | None, tolerances: Tolerances
 ) -> dict[str, Any]:
-    """Everything as plain data."""
+    """Assemble the report of `verify --json`.
+
+    Args:
+        comparison: the differences.
+        checks: their checks.
+        drop: difference in AP, if any.
+        tolerances: the limits of the checks.
+
+    Returns:
+        Plain data, schema 1.
+    """
     return {
         "schema": 1,
         "kind": "verify",
-        "reference": found.reference,
-        "candidate": found.candidate,
-        "images": list(found.images),
-        "preprocess": None if found.preprocess is None else found.preprocess.to_json(),
-        "resized": list(found.resized),
-        "heads": {name: error.to_json() for name, error in found.heads.items()},
-        "decode": asdict(found.decode),
-        "whole": found.whole.to_json(),
+        "reference": comparison.reference,
+        "candidate": comparison.candidate,
+        "images": list(comparison.images),
+        "preprocess": None if comparison.preprocess is None else comparison.preprocess.to_json(),
+        "resized": list(comparison.resized),
+        "heads": {name: error.to_json() for name, error in comparison.heads.items()},
+        "decode": asdict(comparison.decode),
+        "whole": comparison.whole.to_json(),
         "ap": None if drop is None else drop.to_json(),
-        "worst": found.images[found.worst],
+        "worst": comparison.images[comparison.worst],
         "tolerances": asdict(tolerances),
         "checks": [asdict(check) for check in checks],
         "passed": all(check.passed for check in checks),
     }
 
 
-def _decode_check(found: Compared) -> Check:
-    same = found.decode
-    text = f"{same.box:.1e} px, score {same.score:.1e}"
-    if same.images:
-        text = f"other boxes in {same.images} images"
-    passed = not same.images and same.box <= _SAME_BOX and same.score <= _SAME_SCORE
-    return Check("decode", "boxes of the same heads", text, f"<= {_SAME_BOX:g} px, {_SAME_SCORE:g}", passed)
-
-
-def _input_check(found: Compared, tolerances: Tolerances) -> Check:
-    what, allowed = "input tensor", f"<= {tolerances.input:g} of its largest"
-    error = found.preprocess
-    if error is None:
-        return Check("preprocess", what, f"other sizes for {len(found.resized)} images", allowed, False)
-    text = "identical" if error.identical else f"{error.max_rel:.1e}"
-    return Check("preprocess", what, text, allowed, error.max_rel <= tolerances.input and not error.unequal)
-
-
 def heads_table(result: dict[str, Any]) -> Table:
-    """The error of every head."""
+    """Tabulate the error of every head, of a `to_json` result."""
     rows = [
         (
             name,
@@ -169,20 +201,20 @@ def heads_table(result: dict[str, Any]) -> Table:
 
 
 def checks_table(result: dict[str, Any]) -> Table:
-    """Every stage and its tolerance."""
+    """Tabulate the checks of a `to_json` result."""
     rows = [
-        (row["stage"], row["what"], row["found"], row["allowed"], "ok" if row["passed"] else "past it")
+        (row["stage"], row["what"], row["found"], row["allowed"], "ok" if row["passed"] else "failed")
         for row in result["checks"]
     ]
     return text_table("Stage by stage", ("stage", "what", "found", "allowed", ""), rows)
 
 
 def boxes_sentence(result: dict[str, Any]) -> str:
-    """The agreement of the boxes in words."""
+    """Describe the agreement of the boxes of a `to_json` result."""
     whole = result["whole"]
     return (
         f"{whole['images']} images: {whole['reference']} and {whole['candidate']} boxes at or above score "
         f"{whole['threshold']:g}, {whole['matched']} in common; their scores differ by {whole['score_mean']:.4f} on "
         f"average (at most {whole['score_max']:.4f}), their IoU is {whole['iou_mean']:.4f} on average (at least "
-        f"{whole['iou_min']:.4f}). Least alike: {result['worst']}."
+        f"{whole['iou_min']:.4f}). Least similar: {result['worst']}."
     )

@@ -1,10 +1,10 @@
-"""Time to first detection in a new interpreter.
+"""`cold_start`: time to first detection in a new interpreter.
 
     python -m centernet_trt.evaluation.bench.cold_start BUNDLE IMAGE MODE THREADS BACKEND GPU
 
-Prints one JSON object of seconds: `import` (the package and what it needs), `load` (check the bundle, make the
-session), `first` (the first image's boxes after that), `second` (the same image again) and `total`, from the start of
-the interpreter's own work to the first boxes. The files are in the page cache from the second run on.
+Run as a module, it prints one JSON object of seconds: `import` (the package and its dependencies), `load` (the bundle
+and its session), `first` (the first image's detections after that), `second` (the same image again) and `total`, from
+the interpreter's first line to the first detections. The files are in the page cache from the second run on.
 """
 
 import json
@@ -13,13 +13,14 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from centernet_trt.errors import BackendError
 
-BackendName = Literal["onnxruntime", "tensorrt"]
+if TYPE_CHECKING:
+    from centernet_trt.evaluation.bench.timing import BackendName
 
-# Started as the module itself, this file is imported before anything heavy; its clock starts here.
+# Run as a module, this file is imported before anything heavy: the clock starts here.
 _BEGAN = time.perf_counter()
 
 
@@ -29,22 +30,22 @@ def cold_start(
     mode: str,
     threads: int | None,
     rounds: int = 3,
-    backend: BackendName = "onnxruntime",
+    backend: "BackendName" = "onnxruntime",
     device: int | str = 0,
 ) -> list[dict[str, float]]:
-    """Seconds by part, see the module, for each of some new interpreters.
+    """Seconds by part, as the module describes them, for each of several new interpreters.
 
     Args:
         bundle: its folder.
         image: a file.
         mode: of ONNX Runtime.
         threads: of ONNX Runtime; None for its own choice.
-        rounds: how many interpreters, one after the other.
+        rounds: number of interpreters, one after the other.
         backend: where the network runs.
         device: the GPU, for TensorRT.
 
     Raises:
-        BackendError: an interpreter failed; what it printed is in the message.
+        BackendError: an interpreter failed; its last line of output is in the message.
     """
     words = [str(bundle.resolve()), str(image.resolve()), mode, str(threads or 0), backend, str(device)]
     found = []
@@ -65,7 +66,7 @@ def cold_start(
 
 
 def main(bundle: str, image: str, mode: str, threads: str, backend: str, device: str) -> dict[str, float]:
-    """What the module does when it is run."""
+    """Seconds by part in this interpreter; the arguments are the command line's."""
     from centernet_trt.runtime.detector import Detector
     from centernet_trt.runtime.images import read_image
 

@@ -1,4 +1,4 @@
-"""Ratios with intervals: of two reports of the same model, and of the bundles inside one report."""
+"""Comparison: ratios with intervals of two reports of one model, and of the bundles of one report."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,12 +10,12 @@ from centernet_trt.evaluation.bench.statistics import Ratio, Statistic, Windows,
 
 CONFIDENCE = 0.95
 BY_EVENTS = " (events)"
-"""Ends the names of stages that a GPU's events timed."""
+"""Suffix of the names of stages timed by CUDA events."""
 
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One thing in both reports: its medians (throughput: means) in seconds, and b / a with its interval."""
+    """One subject of both reports: its medians (throughput: means) in seconds, and b / a with its interval."""
 
     entry: str
     what: str
@@ -26,7 +26,7 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows; what else differs between the runs; and the confidence with which *all* intervals hold at once."""
+    """All rows, what else differs between the runs, and the confidence with which *all* intervals hold at once."""
 
     rows: tuple[ComparedRow, ...]
     differences: tuple[str, ...]
@@ -41,8 +41,8 @@ class Comparison:
 def compare_reports(a: BenchReport, b: BenchReport, confidence: float = CONFIDENCE) -> Comparison:
     """Ratios b / a of every series and load that both reports have.
 
-    With twenty intervals of 95 % one would leave 1 out by chance; so each is widened until all hold together with the
-    given confidence (Bonferroni's correction).
+    Of twenty intervals of 95 % one would exclude 1 by chance; so each is widened until all hold together with the given
+    confidence (Bonferroni's correction).
 
     Args:
         a: the first report.
@@ -60,8 +60,8 @@ def compare_reports(a: BenchReport, b: BenchReport, confidence: float = CONFIDEN
 def compare_entries(report: BenchReport, confidence: float = CONFIDENCE) -> Comparison:
     """Ratios of every later bundle of one report to the first, where they were built from the same file.
 
-    They were measured in turn, so a drift of the machine met both: the sharpest comparison that there is. Throughput
-    is not measured in turn, and baselines are no bundle's own: both are left out. No rows where nothing is left.
+    Their windows were interleaved, so a drift of the machine affected both and cancels out. Throughput is not
+    interleaved, and baselines belong to no bundle: both are left out. No rows where nothing is left.
     """
     first, *others = report.entries
     found = [
@@ -71,21 +71,26 @@ def compare_entries(report: BenchReport, confidence: float = CONFIDENCE) -> Comp
         for what, a, b, statistic in _common(first, entry)
         if what in (*first.pipeline.stages, NETWORK_ALONE) or what.endswith(BY_EVENTS)
     ]
-    return Comparison(_ratios(found, confidence, in_turn=True), (), confidence)
+    return Comparison(_ratios(found, confidence, interleaved=True), (), confidence)
 
 
 def _ratios(
-    found: Sequence[tuple[str, str, Windows, Windows, Statistic]], confidence: float, *, in_turn: bool = False
+    found: Sequence[tuple[str, str, Windows, Windows, Statistic]],
+    confidence: float,
+    *,
+    interleaved: bool = False,
 ) -> tuple[ComparedRow, ...]:
     """A row for each, its interval wide enough for all to hold at once."""
     if not found:
         return ()
     each = 1 - (1 - confidence) / len(found)
-    # The tail of a corrected interval needs resamples to lie in: some twenty of them.
+    # The tails of a corrected interval need resamples: some twenty each.
     resamples = max(2000, round(40 * len(found) / (1 - confidence)))
     rows = []
     for name, what, left, right, statistic in found:
-        ratio = bootstrap_ratio(left, right, statistic, in_turn=in_turn, confidence=each, resamples=resamples)
+        ratio = bootstrap_ratio(
+            left, right, statistic, interleaved=interleaved, confidence=each, resamples=resamples
+        )
         rows.append(ComparedRow(name, what, _centre(left, statistic), _centre(right, statistic), ratio))
     return tuple(rows)
 
@@ -134,7 +139,7 @@ def _common(a: Entry, b: Entry) -> list[tuple[str, Windows, Windows, Statistic]]
         other = loads.get((row.way, row.threads, row.batch))
         if other is not None:
             load = f"{row.threads} threads, batch {row.batch}"
-            what = f"an image, {row.threads} submitted" if row.way == "submit" else f"an image, {load}"
+            what = f"an image, {row.threads} in flight" if row.way == "submit" else f"an image, {load}"
             rows.append((what, row.image_seconds(), other.image_seconds(), "mean"))
     return rows
 
@@ -148,7 +153,7 @@ def _centre(windows: Windows, statistic: Statistic) -> float:
 
 
 def _differences(a: BenchReport, b: BenchReport, pairs: dict[str, tuple[Entry, Entry]]) -> list[str]:
-    """What else differs, so that a ratio is not put down to the wrong cause."""
+    """What else differs, so that a ratio is not attributed to the wrong cause."""
     said = []
     for what in ("python", "system", "cpu", "cores"):
         if a.environment.get(what) != b.environment.get(what):

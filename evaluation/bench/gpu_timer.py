@@ -1,47 +1,47 @@
-"""Time GPU work by CUDA events: arrays, cache flushing and the hold kernel."""
+"""GpuTimer: GPU work timed by CUDA events, behind a hold kernel and with the L2 cache flushed where wanted."""
 
 import ctypes
 from collections.abc import Callable
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.bench.timing import WHOLE, Sample, Subject
+from centernet_trt.evaluation.bench.timing import WHOLE, CacheState, Sample, Subject
 from centernet_trt.evaluation.environment import l2_bytes
 from centernet_trt.kernels.compile import find_toolchain, sm_name
 from centernet_trt.runtime.cuda.device import Device, close_all
-from centernet_trt.runtime.cuda.resources import DeviceBuffer, Event, Graph, Stream
+from centernet_trt.runtime.cuda.resources import DeviceBuffer, Event, Graph, Owner, PinnedBuffer, Stream
 
 Array = npt.NDArray[Any]
 
 
 class DeviceTensor:
-    """An array of fixed shape and type in GPU memory, with a pinned twin for the way there and back. Close it.
+    """An array of fixed shape and type in GPU memory, with a pinned copy on the host for transfers. Close it.
 
     It has `__cuda_array_interface__`; its content is ready once `write` has returned.
     """
 
-    def __init__(self, device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike, stream: Stream) -> None:
-        """Allocate it, of any content; `stream` is the one of its copies.
+    def __init__(self, device: Owner, shape: tuple[int, ...], dtype: npt.DTypeLike, stream: Stream) -> None:
+        """Allocate it uninitialised; its copies run on `stream`.
 
         Raises:
             DriverError: out of memory.
         """
         self.shape, self.dtype, self._stream = shape, np.dtype(dtype), stream
         nbytes = int(np.prod(shape)) * self.dtype.itemsize
-        self._memory = device.allocate(nbytes)
+        self._memory = DeviceBuffer(device, nbytes)
         try:
-            self._pinned = device.allocate_pinned(nbytes)
+            self._pinned = PinnedBuffer(device, nbytes)
         except BaseException:
             self._memory.close()
             raise
 
     @classmethod
-    def of(cls, device: Device, array: Array, stream: Stream) -> "DeviceTensor":
+    def of(cls, device: Owner, array: Array, stream: Stream) -> "DeviceTensor":
         """A copy of a host array."""
         made = cls(device, array.shape, array.dtype, stream)
         made.write(array)
@@ -49,17 +49,17 @@ class DeviceTensor:
 
     @property
     def address(self) -> int:
-        """Of its first element."""
+        """Address of its first element."""
         return self._memory.address
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Size in bytes."""
         return self._memory.nbytes
 
     @property
     def host(self) -> Array:
-        """The pinned twin; gone after `close`."""
+        """The pinned copy; invalid after `close`."""
         return self._pinned.array.view(self.dtype).reshape(self.shape)
 
     @property
@@ -80,8 +80,7 @@ class DeviceTensor:
         """
         if array.shape != self.shape or array.dtype != self.dtype:
             raise InputError(
-                f"an array of {array.dtype} and shape {array.shape} was given, {self.dtype} of shape {self.shape} was "
-                "expected"
+                f"expected an array of {self.dtype} and shape {self.shape}, got {array.dtype} and shape {array.shape}"
             )
         self.host[...] = array
         self.upload()
@@ -94,11 +93,11 @@ class DeviceTensor:
         return self.host.copy()
 
     def upload(self) -> None:
-        """Enqueue the copy of the pinned twin to the device."""
+        """Enqueue the copy from the pinned memory to the device."""
         self._stream.copy_to_device(self.address, self._pinned.address, self.nbytes)
 
     def download(self) -> None:
-        """Enqueue the copy of the device's content to the pinned twin."""
+        """Enqueue the copy from the device to the pinned memory."""
         self._stream.copy_to_host(self._pinned.address, self.address, self.nbytes)
 
     def close(self) -> None:
@@ -106,7 +105,7 @@ class DeviceTensor:
         close_all([self._memory, self._pinned])
 
 
-# `occupy` touches no memory: a copy would keep a stream busy as well, and empty the L2 cache meanwhile.
+# `occupy` touches no memory: a copy would keep a stream busy as well, but would evict the L2 cache.
 _SOURCE = """
 extern "C" __global__ void nothing(unsigned long long) {}
 extern "C" __global__ void occupy(unsigned long long nanoseconds) {
@@ -122,7 +121,7 @@ class _Number(ctypes.Structure):
 
 
 class ProbeKernels:
-    """Both kernels on one device. Close it."""
+    """An empty kernel and one that holds a stream, on one device. Close it."""
 
     def __init__(self, device: Device) -> None:
         """Compile and load them.
@@ -138,11 +137,11 @@ class ProbeKernels:
         self._number = _Number(0)
 
     def nothing(self, stream: Stream) -> None:
-        """Enqueue a kernel that does nothing: one block of 32 threads."""
+        """Enqueue an empty kernel: one block of 32 threads."""
         stream.launch(self._nothing, (1, 1, 1), (32, 1, 1), 0, self._number)
 
     def occupy(self, stream: Stream, seconds: float) -> None:
-        """Keep the stream busy for so long, with one thread and no memory."""
+        """Keep the stream busy for this time, with one thread and no memory traffic."""
         stream.launch(self._occupy, (1, 1, 1), (1, 1, 1), 0, _Number(round(seconds * 1e9)))
 
     def close(self) -> None:
@@ -150,7 +149,6 @@ class ProbeKernels:
         self._module.close()
 
 
-CacheState = Literal["warm", "cold"]
 _FIRST_HOLD, _LONGEST_HOLD = 50e-6, 5e-3
 """Seconds."""
 _TRIES = 8
@@ -159,8 +157,15 @@ _TRIES = 8
 class GpuTimer:
     """Times what is enqueued on one stream. A context manager, or close it.
 
-    `late`: measurements that counted although their work had begun before the host had enqueued all of it: their times have
-    gaps in them. `hold`: seconds that the wait lasts.
+    A kernel holds the stream until the host has enqueued everything, so that the times have no gaps of the host's.
+
+    Attributes:
+        device: the GPU.
+        stream: whose work is timed.
+        l2_bytes: size of the L2 cache.
+        hold: seconds for which the kernel holds the stream.
+        late: measurements that counted although their work began before the host had enqueued all of it, so that their
+            times contain gaps.
     """
 
     def __init__(self, device: Device, stream: Stream | None = None) -> None:
@@ -186,11 +191,11 @@ class GpuTimer:
         self.late = 0
 
     def flush(self) -> None:
-        """Enqueue what makes the L2 cache forget: twice its size is written."""
+        """Enqueue a flush of the L2 cache: a write of twice its size."""
         self.stream.fill(self._flushed.address, 0, self._flushed.nbytes)
 
     def start(self, cache: CacheState = "warm") -> None:
-        """Hold the stream up, flush where the cache is to be cold, and set the first mark."""
+        """Hold the stream, flush the cache for a cold start, and record the first event."""
         self.probes.occupy(self.stream, self.hold)
         if cache == "cold":
             self.flush()
@@ -198,7 +203,7 @@ class GpuTimer:
         self._record("")
 
     def mark(self, name: str) -> None:
-        """What was enqueued since the last mark bears this name."""
+        """Give this name to what was enqueued since the last mark."""
         self._record(name)
 
     def _record(self, name: str) -> None:
@@ -208,7 +213,7 @@ class GpuTimer:
         self._marks.append(name)
 
     def seal(self) -> None:
-        """Everything is enqueued: see whether the host was ahead. Before anything waits for the stream."""
+        """Check, once everything is enqueued and before anything waits, whether the host was ahead of the GPU."""
         if not self._sealed:
             self._sealed = True
             self._came_late = self._events[0].done
@@ -227,7 +232,7 @@ class GpuTimer:
         return seconds
 
     def seconds(self, enqueue: Callable[[], object], cache: CacheState = "warm") -> float:
-        """How long the device is busy with what `enqueue` enqueues on the stream; repeated while the host comes late."""
+        """Seconds for which the device is busy with what `enqueue` enqueues; repeated while the host is late."""
         for again in reversed(range(_TRIES)):
             self.start(cache)
             enqueue()
@@ -236,11 +241,11 @@ class GpuTimer:
             if not self._came_late:
                 break
             if again:
-                self.late -= 1  # thrown away
+                self.late -= 1  # discarded
         return found
 
     def subject(self, enqueue: Callable[[], object], cache: CacheState = "warm", times: int = 1) -> Subject:
-        """As a subject of `timing.measure`; `times`: `enqueue` does the thing so often, and one is reported."""
+        """As a subject of `timing.measure`; where `enqueue` repeats its work `times` times, the time of one is reported."""
 
         def call() -> Sample:
             return {WHOLE: self.seconds(enqueue, cache) / times}
@@ -275,30 +280,3 @@ class GpuTimer:
             self.stream.synchronize()
         close_all([*self._events, self.probes, self._flushed, *([self.stream] if self._own else [])])
         self._events = []
-
-
-class EventClock:
-    """A StageClock of device work: the pipeline marks stages on the timer's stream, `whole` is their sum.
-
-    The hold belongs to no stage. A pipeline that waits for its own results calls `seal` before.
-    """
-
-    def __init__(self, timer: GpuTimer, cache: CacheState = "warm") -> None:
-        self._timer, self._cache = timer, cache
-
-    def start(self) -> None:
-        """A call begins."""
-        self._timer.start(self._cache)
-
-    def mark(self, stage: str) -> None:
-        """The stage of this name ends here."""
-        self._timer.mark(stage)
-
-    def seal(self) -> None:
-        """Everything is enqueued."""
-        self._timer.seal()
-
-    def finish(self) -> dict[str, float]:
-        """Seconds by stage, and their sum."""
-        found = self._timer.finish()
-        return found | {WHOLE: sum(found.values())}

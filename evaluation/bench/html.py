@@ -1,4 +1,4 @@
-"""The HTML page of a benchmark report and its plots."""
+"""`html_report`: a self-contained page of a BenchReport; and its plots, for the page or a PNG."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ COLOURS = ("#2a6f97", "#e07a5f", "#6a994e", "#9c6ade", "#d4a017", "#5c677d")
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib Figure of so many inches that belongs to no window and needs no closing.
+    """A matplotlib Figure, sizes in inches, that belongs to no window and needs no closing.
 
     Raises:
         BackendError: matplotlib is not installed.
@@ -31,7 +31,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BackendError(
-            f"pictures need matplotlib, which cannot be imported: {error}",
+            f"plots need matplotlib, which cannot be imported: {error}",
             "pip install 'centernet-trt[plot]'",
         ) from None
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -51,11 +51,11 @@ def write_png(figure: Any, path: Path, dpi: int = 120) -> None:
 
 
 def svg_uri(figure: Any) -> str:
-    """A figure as a `data:` address for an HTML img, so that the page needs no other file."""
+    """A figure as a `data:` URI for an HTML img, so that the page needs no other file."""
     import matplotlib as mpl
 
     stream = io.BytesIO()
-    # Without a salt and a date the same figure would be other bytes every time.
+    # With a random salt and a date the same figure would give other bytes every time.
     with mpl.rc_context({"svg.hashsalt": "centernet-trt"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
@@ -65,9 +65,9 @@ Axes = Any
 
 
 def panels(report: BenchReport) -> dict[str, Callable[[Axes], None]]:
-    """What can be drawn of this report: title -> a function that draws it into matplotlib axes."""
+    """The plots of this report: title -> a function that draws into matplotlib axes."""
     found: dict[str, Callable[[Axes], None]] = {
-        "Latency of one image: share of calls that are done": lambda axes: _distribution(axes, report),
+        "Latency of one image: share of calls completed": lambda axes: _distribution(axes, report),
         "Where the time goes: median of each stage": lambda axes: _stages(axes, report),
         "Precisions side by side: median, and 95th percentile as a line": lambda axes: _precisions(
             axes, report
@@ -79,7 +79,7 @@ def panels(report: BenchReport) -> dict[str, Callable[[Axes], None]]:
 
 
 def whole_figure(report: BenchReport) -> Any:
-    """All panels in one figure, for a PNG."""
+    """All plots in one figure, for a PNG."""
     drawn = panels(report)
     figure = new_figure(13, 4.2 * -(-len(drawn) // 2))
     for axes, (title, draw) in zip(figure.subplots(-(-len(drawn) // 2), 2).flat, drawn.items(), strict=False):
@@ -87,13 +87,13 @@ def whole_figure(report: BenchReport) -> Any:
         draw(axes)
     for axes in figure.axes[len(drawn) :]:
         axes.remove()
-    if report.entries[0].staged is not None:  # times of a GPU, or of what plays one: which, must be seen
+    if report.entries[0].staged is not None:  # a GPU or a stand-in: the plot must show which
         figure.suptitle(report.entries[0].executor, fontsize=9)
     return figure
 
 
 def single_figure(title: str, draw: Callable[[Axes], None]) -> Any:
-    """One panel as a figure of its own."""
+    """One plot as a figure of its own."""
     figure = new_figure(6.5, 3.8)
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=10)
@@ -167,14 +167,14 @@ def _batches(axes: Axes, report: BenchReport) -> None:
                     "*",
                     markersize=11,
                     color=COLOURS[row % len(COLOURS)],
-                    label=f"{entry.name}, submit, {load.threads} under way",
+                    label=f"{entry.name}, submit, {load.threads} in flight",
                 )
     batches = sorted({load.batch for entry in report.entries for load in entry.throughput})
     axes.set_xticks(batches)
     axes.set_xlabel("images in a batch")
     axes.set_ylabel("images a second")
     axes.set_ylim(0, 1.1 * max(load.rate for entry in report.entries for load in entry.throughput))
-    # Below, for the points leave no free corner.
+    # Below the plot: the points leave no free corner.
     axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
 
 
@@ -187,22 +187,25 @@ th:first-child, td:first-child { text-align: left; }
 th { background: #f4f5f7; } td[data-key] { font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 .warnings { background: #fff4e0; border-left: 4px solid #d4a017; padding: .5rem 1rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
-.pictures img { width: 100%; } code { background: #f4f5f7; padding: .1rem .3rem; overflow-wrap: anywhere; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
+.plots img { width: 100%; } code { background: #f4f5f7; padding: .1rem .3rem; overflow-wrap: anywhere; }
 """
 
 
 def html_report(report: BenchReport) -> str:
-    """The page.
+    """The page of a report.
 
-    Every figure's cell carries `data-key` (where it comes from) and `data-value` (unrounded, in seconds or images a
-    second); the report itself is in the script element `report`.
+    Every cell with a number has `data-key` (its origin) and `data-value` (unrounded, in seconds or images a second); the
+    report itself is in the script element `report`.
+
+    Returns:
+        HTML that needs no other file.
 
     Raises:
         BackendError: matplotlib is not installed.
     """
     names = ", ".join(entry.name for entry in report.entries)
-    pictures = "\n".join(
+    plots = "\n".join(
         f'<img alt="{escape(title)}" src="{svg_uri(single_figure(title, draw))}">'
         for title, draw in panels(report).items()
     )
@@ -214,12 +217,12 @@ def html_report(report: BenchReport) -> str:
 <h1>Benchmark of {escape(names)}</h1>
 <p>{escape(_where(report))}</p>
 {_warnings(report)}
-<div class="pictures">{pictures}</div>
+<div class="plots">{plots}</div>
 {chr(10).join(_table(table) for table in report_tables(report))}
 <h2>How it was measured</h2>
 <p>{escape(_how(report))}</p>
 <p><code>{escape(report.command)}</code></p>
-{_floors(report)}
+{_lower_bounds(report)}
 {_environment(report)}
 <script type="application/json" id="report">{data}</script>
 </body></html>
@@ -238,9 +241,9 @@ def _how(report: BenchReport) -> str:
     rules = report.rules
     return (
         f"{rules.warmup:g} s of warm-up, then at least {rules.duration:g} s and {rules.iterations} calls in "
-        f"{rules.windows} windows; everything on this page took turns, window by window (except throughput and new "
-        f"interpreters). {len(report.images)} images were rotated over, their pixels in memory. Percentiles are linear "
-        "between samples; those beyond the number of calls say little. Cold start: from an interpreter's first line to "
+        f"{rules.windows} windows; everything on this page was interleaved window by window (except throughput and "
+        f"new interpreters), rotating over {len(report.images)} images with their pixels in memory. Percentiles are "
+        "linear between samples; those beyond the number of calls say little. Cold start: from an interpreter's first line to "
         "the first image's boxes, files in the page cache."
     )
 
@@ -261,15 +264,15 @@ def _cell(cell: Cell) -> str:
     return f"<td{where}>{escape(cell.text)}</td>"
 
 
-def _floors(report: BenchReport) -> str:
+def _lower_bounds(report: BenchReport) -> str:
     rates = report.rates
     text = (
-        f"Floors: {rates['bytes_per_second'] / 1e9:.1f} GB/s and {rates['operations_per_second'] / 1e9:.1f} "
+        f"Lower bounds (roofline): {rates['bytes_per_second'] / 1e9:.1f} GB/s and {rates['operations_per_second'] / 1e9:.1f} "
         f"fp32 GFLOP/s, {rates['source']}."
     )
     rows = "".join(
-        f"<li>{escape(stage)}: {escape(floor.counted)}</li>"
-        for stage, floor in report.entries[0].floors.items()
+        f"<li>{escape(stage)}: {escape(bound.counted)}</li>"
+        for stage, bound in report.entries[0].floors.items()
     )
     return f"<p>{escape(text)}</p><ul>{rows}</ul>"
 

@@ -1,4 +1,4 @@
-"""The benchmark's report: every sample, and everything about how it was taken (`schema` 2 of kind `bench`; 1 is read too)."""
+"""BenchReport: every sample and how it was taken (`schema` 2 of kind `bench`; schema 1 is read too)."""
 
 import json
 import re
@@ -13,17 +13,20 @@ from centernet_trt.evaluation.bench.statistics import (
     STABLE_WITHIN,
     Stability,
     Summary,
+    TimedRequest,
     flat,
+    in_thirds,
+    part_rates,
     stability,
     summarise,
+    whole_rate,
 )
-from centernet_trt.evaluation.bench.throughput import Request, part_rates, whole_rate
 from centernet_trt.evaluation.bench.timing import WHOLE, Sample, TimingRules
 from centernet_trt.runtime.presets import describe_validation
 
 SCHEMA: Literal[2] = 2
 NETWORK_ALONE = "network alone"
-"""The network and nothing else, on prepared tensors: the name of that series in every report."""
+"""Name of the series of the network and nothing else, on prepared tensors."""
 
 
 class ReportModel(BaseModel):
@@ -33,7 +36,7 @@ class ReportModel(BaseModel):
 
 
 class Series(ReportModel):
-    """Samples of one thing: for each window, seconds by stage, call after call. `whole` is always there."""
+    """Samples of one subject: for each window, seconds by stage, call after call. `whole` is always there."""
 
     windows: tuple[dict[str, tuple[float, ...]], ...] = Field(min_length=3)
 
@@ -56,7 +59,7 @@ class Series(ReportModel):
 
     @classmethod
     def of(cls, windows: list[list[Sample]]) -> "Series":
-        """From samples as `timing.measure` gives them; kept to the nanosecond."""
+        """From samples as `timing.measure` returns them; rounded to the nanosecond."""
         return cls(
             windows=tuple(
                 {stage: tuple(round(sample[stage], 9) for sample in window) for stage in window[0]}
@@ -78,12 +81,20 @@ class Series(ReportModel):
         return summarise(flat(self.of_stage(stage)))
 
     def stability(self) -> Stability:
-        """Whether the whole held still."""
+        """Whether `whole` is stable over the windows."""
         return stability(self.of_stage())
 
 
-class FloorRecord(ReportModel):
-    """A stage's floor: bytes and operations of the median image, what was counted, seconds, and what bounds it."""
+class LowerBound(ReportModel):
+    """A stage's lower bound (roofline) for the median image.
+
+    Attributes:
+        bytes: moved at least.
+        operations: done at least.
+        counted: what was counted, in words.
+        seconds: the bound.
+        bound: which of the two takes longer.
+    """
 
     bytes: int
     operations: int
@@ -93,10 +104,15 @@ class FloorRecord(ReportModel):
 
 
 class ThroughputRecord(ReportModel):
-    """Requests from `threads` threads in batches of `batch`: (asked, answered, images) each, seconds from the first.
+    """Requests under one load.
 
-    `way`: `call` for batches given to `Detector.detect_batch`; `submit` for single images given to `Detector.submit`,
-    which groups them, `threads` of them always under way. `mean_batch` is then the mean size of the groups.
+    Attributes:
+        threads: that send requests; for `submit`, the images always in flight.
+        batch: images in a request.
+        way: `call` for batches given to `Detector.detect_batch`; `submit` for single images given to
+            `Detector.submit`, which groups them.
+        mean_batch: for `submit`, the mean size of the groups.
+        requests: (sent, answered, images) each, in seconds from the first.
     """
 
     threads: int
@@ -105,8 +121,8 @@ class ThroughputRecord(ReportModel):
     mean_batch: float | None = None
     requests: tuple[tuple[float, float, int], ...] = Field(min_length=4)
 
-    def _requests(self) -> list[Request]:
-        return [Request(start, end, images) for start, end, images in self.requests]
+    def _requests(self) -> list[TimedRequest]:
+        return [TimedRequest(start, end, images) for start, end, images in self.requests]
 
     @property
     def rate(self) -> float:
@@ -115,28 +131,40 @@ class ThroughputRecord(ReportModel):
 
     @property
     def stable(self) -> bool:
-        """Whether the rates of three successive parts lie within 10 %."""
+        """Whether the rates of three successive parts are within 10 %."""
         rates = part_rates(self._requests())
         return max(rates) / min(rates) - 1 <= STABLE_WITHIN
 
     @property
     def wait(self) -> Summary:
-        """How long a request waited for its answer."""
+        """Seconds from a request to its answer."""
         return summarise([end - start for start, end, _ in self.requests])
 
     def image_seconds(self) -> list[list[float]]:
-        """Seconds between successive answers for each image of the later one, in three parts; their mean is 1 / rate."""
+        """Seconds between successive answers per image of the later one, in three parts; their mean is 1 / rate."""
         gaps = [(after[1] - before[1]) / after[2] for before, after in pairwise(self.requests)]
-        cuts = [round(part * len(gaps) / 3) for part in range(4)]
-        return [gaps[start:stop] for start, stop in pairwise(cuts)]
+        return [list(part) for part in in_thirds(gaps)]
 
 
 class Entry(ReportModel):
     """One bundle: what it is, how it ran, and what was measured.
 
-    `pipeline`: one image in flight, by stage. `alone`: other things of one stage, by name: the network without the
-    rest (trtexec's figure), and baselines. `cold`: see `cold_start`. `inputs`: network inputs, as WIDTHxHEIGHT.
-    `staged`: on a GPU, the stages by CUDA events, a second series without the CUDA graph.
+    Attributes:
+        name: of the bundle, unique in the report.
+        precision: of the network.
+        source_sha256: of the ONNX file that it was built from.
+        model_sha256: of the bundle's graph.
+        executor: what ran the network, in words.
+        mode: how, in words.
+        inputs: sizes of the network's input, as WIDTHxHEIGHT.
+        multiply_adds: of the network for the first image; None where they were not counted.
+        parameters: of the network, likewise.
+        pipeline: one image in flight, by stage; on a GPU the whole only.
+        alone: other subjects, of one stage each, by name: the network alone (trtexec's figure), and baselines.
+        throughput: many requests at once.
+        cold: seconds by part for each new interpreter, see `cold_start`.
+        floors: lower bounds by stage.
+        staged: on a GPU, the stages by CUDA events, a second series without the CUDA graph.
     """
 
     name: str
@@ -152,12 +180,12 @@ class Entry(ReportModel):
     alone: dict[str, Series] = {}
     throughput: tuple[ThroughputRecord, ...] = ()
     cold: tuple[dict[str, float], ...] = ()
-    floors: dict[str, FloorRecord] = {}
+    floors: dict[str, LowerBound] = {}
     staged: Series | None = None
 
 
 class Rules(ReportModel):
-    """The timing rules that were kept, see `timing.TimingRules`; `short`: less than trtexec's."""
+    """The timing rules of a run, see `timing.TimingRules`; `short`: less than trtexec's."""
 
     warmup: float
     duration: float
@@ -167,7 +195,7 @@ class Rules(ReportModel):
 
     @classmethod
     def of(cls, rules: TimingRules) -> Self:
-        """The record of the rules in force."""
+        """The record of these rules."""
         return cls(
             warmup=rules.warmup,
             duration=rules.duration,
@@ -178,7 +206,7 @@ class Rules(ReportModel):
 
 
 class ImageRecord(ReportModel):
-    """An image that was used: file name, width and height in pixels."""
+    """An image that was used: its file name, and its width and height in pixels."""
 
     name: str
     width: int
@@ -211,7 +239,7 @@ class BenchReport(ReportModel):
         return text + "\n"
 
     def warnings(self) -> list[str]:
-        """What a reader must know before a figure is quoted: short runs, and series that did not hold still."""
+        """Caveats for the reader: the notes, a short run, and unstable series."""
         said = list(self.notes)
         if self.rules.short:
             said.append(

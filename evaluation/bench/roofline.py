@@ -1,17 +1,19 @@
-"""Lower bounds of latency from bytes moved and operations done, on host and GPU."""
+"""Roofline: lower bounds of latency from bytes moved and operations done, on the host and on a GPU."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from centernet_trt.errors import CudaError, InputError
 from centernet_trt.evaluation.bench.gpu_timer import GpuTimer
+from centernet_trt.evaluation.bench.report import LowerBound
 from centernet_trt.evaluation.bench.statistics import summarise
 from centernet_trt.evaluation.bench.timing import WHOLE, Now, Subject, TimingRules, measure, timed
 from centernet_trt.runtime.cuda.device import Device
@@ -19,14 +21,20 @@ from centernet_trt.runtime.cuda.resources import Stream
 from centernet_trt.runtime.geometry import Placement
 from centernet_trt.runtime.manifest import Manifest
 
-# Of the arrays that the rates are measured with: larger than any cache, and large enough for the GEMM's full speed.
+# Sizes that the rates are measured with: larger than any cache, and large enough for the GEMM's full speed.
 _COPY_BYTES = 256 << 20
 _GEMM_SIDE = 1536
 
 
 @dataclass(frozen=True)
 class MachineRates:
-    """Bytes a second (read and written together) and fp32 operations a second (a multiply-add is two)."""
+    """Peak rates of a machine.
+
+    Attributes:
+        bytes_per_second: read and written together.
+        operations_per_second: in fp32, a multiply-add is two; infinity where they were not measured.
+        source: of the figures, in words.
+    """
 
     bytes_per_second: float
     operations_per_second: float
@@ -35,8 +43,8 @@ class MachineRates:
     def __post_init__(self) -> None:
         if not (self.bytes_per_second > 0 and self.operations_per_second > 0):
             raise InputError(
-                f"rates of {self.bytes_per_second} B/s and {self.operations_per_second} operations/s were given, "
-                "positive numbers were expected"
+                f"expected positive numbers for the rates, got {self.bytes_per_second} B/s and "
+                f"{self.operations_per_second} operations/s"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -46,24 +54,41 @@ class MachineRates:
 
 @dataclass(frozen=True)
 class StageCost:
-    """Bytes and operations that a stage cannot do without; `counted` says what they are."""
+    """The least bytes and operations of a stage; `counted` says what was counted."""
 
     bytes: int
     operations: int
     counted: str
 
-    def floor(self, rates: MachineRates) -> float:
-        """Seconds, at least: the longer of the two."""
+    def seconds(self, rates: MachineRates) -> float:
+        """The lower bound: the longer time of the two."""
         return max(self.bytes / rates.bytes_per_second, self.operations / rates.operations_per_second)
 
-    def bound(self, rates: MachineRates) -> str:
-        """`bytes` or `operations`: which takes longer."""
+    def bound(self, rates: MachineRates) -> Literal["bytes", "operations"]:
+        """Which takes longer."""
         memory = self.bytes / rates.bytes_per_second
         return "bytes" if memory >= self.operations / rates.operations_per_second else "operations"
 
 
+def lower_bound(costs: Sequence[StageCost], rates: MachineRates) -> LowerBound:
+    """The lower bound of the median image.
+
+    Args:
+        costs: of one stage, one for each image.
+        rates: of the machine.
+    """
+    cost = sorted(costs, key=lambda cost: cost.seconds(rates))[len(costs) // 2]
+    return LowerBound(
+        bytes=cost.bytes,
+        operations=cost.operations,
+        counted=cost.counted,
+        seconds=cost.seconds(rates),
+        bound=cost.bound(rates),
+    )
+
+
 def measure_rates(cores: int, rounds: int = 5, now: Now = time.perf_counter) -> MachineRates:
-    """This machine's rates: the best of some copies, one slice a core, and of some fp32 matrix products (all cores)."""
+    """The host's rates: the best of some copies, one slice a core, and of some fp32 matrix products on all cores."""
     source, target = np.ones(_COPY_BYTES // 4, np.float32), np.empty(_COPY_BYTES // 4, np.float32)
     slices = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
     left = np.ones((_GEMM_SIDE, _GEMM_SIDE), np.float32)
@@ -86,7 +111,7 @@ def measure_rates(cores: int, rounds: int = 5, now: Now = time.perf_counter) -> 
 
 
 def faster(a: MachineRates, b: MachineRates) -> MachineRates:
-    """The better of two measurements, rate by rate: whatever disturbs one of them can only make it slower."""
+    """The better of two measurements, rate by rate: a disturbance can only make one slower."""
     bandwidth = max(a.bytes_per_second, b.bytes_per_second)
     return MachineRates(
         bandwidth, max(a.operations_per_second, b.operations_per_second), f"{a.source}, twice"
@@ -94,17 +119,17 @@ def faster(a: MachineRates, b: MachineRates) -> MachineRates:
 
 
 def stage_costs(manifest: Manifest, placement: Placement, multiply_adds: int | None) -> dict[str, StageCost]:
-    """What each stage of one image costs at least.
+    """The least cost of each stage of one image.
 
     Args:
-        manifest: of the bundle: types of input and heads, size of the graph's weights.
+        manifest: of the bundle, for the types of input and heads and the size of the weights.
         placement: of the image in the network input.
-        multiply_adds: of the network at that input size; None where they were not counted, and only bytes are.
+        multiply_adds: of the network at that input size; None counts bytes only.
     """
     item = np.dtype(manifest.input.dtype).itemsize
     outputs = 3 * placement.height * placement.width
     inside = (placement.right - placement.left) * (placement.bottom - placement.top)
-    # Bilinear sampling looks at four pixels of an output pixel, and no more than all there are.
+    # Bilinear sampling reads four source pixels for an output pixel, and no more than there are.
     pixels = min(placement.source_width * placement.source_height, 4 * inside)
     cells = (placement.height // manifest.spec.stride) * (placement.width // manifest.spec.stride)
     heads = sum(head.channels * cells * np.dtype(head.dtype).itemsize for head in manifest.heads)
@@ -129,13 +154,13 @@ def stage_costs(manifest: Manifest, placement: Placement, multiply_adds: int | N
 
 
 TRAIN = 50
-"""Launches in a row in one graph: their time over their number is that of one, without the way from the host."""
+"""Launches in a row in one graph: their time over their number is that of one, without the launch by the host."""
 COPY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class GpuFloor:
-    """Rates in bytes a second, medians in seconds.
+class GpuRates:
+    """Rates of a GPU in bytes a second, and medians in seconds of the shortest launches.
 
     Attributes:
         copy: device to device, bytes read and written together.
@@ -144,7 +169,7 @@ class GpuFloor:
         launch: an empty kernel between two events.
         train: an empty kernel, one of many in a graph.
         graph: a graph of one empty kernel between two events.
-        round_trip: wall time of an empty kernel launched and waited for by the host.
+        round_trip: wall time of launching an empty kernel and waiting for it.
         copy_bytes: size of the copies.
     """
 
@@ -156,6 +181,18 @@ class GpuFloor:
     graph: float
     round_trip: float
     copy_bytes: int
+
+    @property
+    def memory(self) -> MachineRates:
+        """The rates for stages on the device."""
+        return MachineRates(
+            self.copy, math.inf, f"copy on the device of {self.copy_bytes >> 20} MiB in this run"
+        )
+
+    @property
+    def transfer(self) -> MachineRates:
+        """The rates for uploads."""
+        return MachineRates(self.upload, math.inf, "copy from pinned memory in this run")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a plain dict."""
@@ -174,7 +211,7 @@ def copy_on_device(device: Device, stream: Stream, target: int, source: int, nby
         (status,) = driver.cuMemcpyDtoDAsync(target, source, nbytes, driver.CUstream(stream.number))
     if int(status) != 0:
         raise CudaError(
-            f"cuMemcpyDtoDAsync failed: {status.name}", "the device memory is smaller than expected"
+            f"cuMemcpyDtoDAsync failed: {status.name}", "check that both buffers are large enough"
         )
 
 
@@ -186,7 +223,7 @@ def _copies(timer: GpuTimer, nbytes: int) -> Iterator[dict[str, Subject]]:
         device.allocate(nbytes) as two,
         device.allocate_pinned(nbytes) as host,
     ):
-        host.array[:] = 1  # pages that nobody touched could be shared
+        host.array[:] = 1  # untouched pages could be shared
         yield {
             "copy": timer.subject(partial(copy_on_device, device, stream, two.address, one.address, nbytes)),
             "upload": timer.subject(partial(stream.copy_to_device, one.address, host.address, nbytes)),
@@ -224,13 +261,13 @@ def _launches(timer: GpuTimer) -> Iterator[dict[str, Subject]]:
         done.close()
 
 
-def measure_floor(timer: GpuTimer, rules: TimingRules, copy_bytes: int = COPY_BYTES) -> GpuFloor:
-    """Measure all of it, in turn.
+def measure_gpu_rates(timer: GpuTimer, rules: TimingRules, copy_bytes: int = COPY_BYTES) -> GpuRates:
+    """Measure all rates of a GPU, interleaved.
 
     Args:
         timer: of the device.
         rules: how long each.
-        copy_bytes: size of a copy; far beyond the L2 cache, or it measures that.
+        copy_bytes: size of a copy, far larger than the L2 cache.
 
     Raises:
         CudaError: out of memory.
@@ -241,7 +278,7 @@ def measure_floor(timer: GpuTimer, rules: TimingRules, copy_bytes: int = COPY_BY
         name: summarise([sample[WHOLE] for window in windows for sample in window]).p50
         for name, windows in samples.items()
     }
-    return GpuFloor(
+    return GpuRates(
         copy=2 * copy_bytes / median["copy"],
         upload=copy_bytes / median["upload"],
         download=copy_bytes / median["download"],

@@ -1,90 +1,53 @@
-"""The latency benchmark: bundles in, a report out. Everything that is compared is measured in turn in one run."""
+"""`run_bench`: bundles in, a BenchReport out, on the host or on a GPU. All that is compared is interleaved in one run.
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+What is timed is the product itself: `Detector` as users call it, and its backend with a stage timer as its `mark`.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from centernet_trt.errors import CenterNetError, InputError
-from centernet_trt.evaluation.bench.baselines import SOURCE_GRAPH, network_alone, source_graph, torch_decodes
+from centernet_trt.errors import BackendError, CenterNetError, InputError
 from centernet_trt.evaluation.bench.cold_start import cold_start
-from centernet_trt.evaluation.bench.host_stages import (
-    HostPipeline,
-    Picture,
-    check_against,
-    load_pictures,
-    make_batches,
-)
-from centernet_trt.evaluation.bench.latency import Progress, distinct_names, one_image
-from centernet_trt.evaluation.bench.report import (
-    NETWORK_ALONE,
-    BenchReport,
-    Entry,
-    FloorRecord,
-    ImageRecord,
-    Rules,
-    Series,
-    ThroughputRecord,
-)
+from centernet_trt.evaluation.bench.report import BenchReport, Entry, ImageRecord, LowerBound, Rules, Series
 from centernet_trt.evaluation.bench.roofline import (
+    GpuRates,
     MachineRates,
     StageCost,
     faster,
+    lower_bound,
+    measure_gpu_rates,
     measure_rates,
     stage_costs,
 )
-from centernet_trt.evaluation.bench.throughput import Request, drive
-from centernet_trt.evaluation.bench.timing import Sample, Subject, TimingRules, WallClock, measure
-from centernet_trt.evaluation.environment import environment
+from centernet_trt.evaluation.bench.subjects import (
+    PIPELINE,
+    STAGED,
+    Bench,
+    BenchOptions,
+    Counter,
+    Run,
+    gpu_bench,
+    host_bench,
+    host_stages,
+    open_on_host,
+)
+from centernet_trt.evaluation.bench.throughput import load_images, measure_throughput
+from centernet_trt.evaluation.bench.timing import Sample, TimingRules, measure
+from centernet_trt.evaluation.environment import device_label, device_record, environment
+from centernet_trt.progress import Progress
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.detector import Detector
 from centernet_trt.runtime.geometry import place
 from centernet_trt.runtime.host.onnxruntime import Mode
-from centernet_trt.runtime.serving.types import RequestStatistics
 
-Counter = Callable[[EngineBundle, int, int], tuple[int, int]]
-"""(multiply-adds, parameters) of a bundle's network for one input of height x width pixels."""
-PIPELINE = "pipeline"
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What to measure.
-
-    Attributes:
-        rules: how long.
-        mode: of ONNX Runtime.
-        threads: of ONNX Runtime; None for its own choice.
-        read: reading the image file is a stage too.
-        loads: (threads, batch) pairs of the throughput mode; empty leaves it out.
-        in_flight: of the throughput mode too: so many single images always under way in `Detector.submit`.
-        rates: the machine's, for the floor; None measures them.
-        cold_rounds: new interpreters that are started for the time to first detection.
-        torch: run the PyTorch baselines where PyTorch is installed.
-    """
-
-    rules: TimingRules = field(default_factory=TimingRules)
-    mode: Mode = "fast"
-    threads: int | None = None
-    read: bool = False
-    loads: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (1, 4))
-    in_flight: tuple[int, ...] = (8,)
-    rates: MachineRates | None = None
-    cold_rounds: int = 3
-    torch: bool = True
-
-
-@dataclass
-class _Bench:
-    """One bundle under measurement."""
-
-    name: str
-    bundle: EngineBundle
-    pipeline: HostPipeline
-    subjects: dict[str, Subject]
-    costs: dict[str, list[StageCost]]
-    work: tuple[int, int] | None
+_SERIES = (
+    "`whole` is the wall time of Detector.detect with nothing else in its way; the stages are a second series, by CUDA "
+    "events and without the CUDA graph, which events cannot look into"
+)
+_RATES_RULES = TimingRules(0.02, 0.2, 10, 3, allow_short=True)
 
 
 def run_bench(
@@ -96,205 +59,214 @@ def run_bench(
     sources: Mapping[Path, bytes] | None = None,
     command: str = "",
     progress: Progress | None = None,
-    pipeline_of: Callable[..., HostPipeline] = HostPipeline,
 ) -> BenchReport:
     """Measure bundles side by side.
 
     Args:
-        bundles: one or more.
+        bundles: one or more; for TensorRT each with a plan that runs on the GPU.
         images: files, rotated over; pixels are held in memory.
         options: see `BenchOptions`.
-        counter: counts a network's operations; without it the floor has bytes only.
-        sources: by a bundle's folder, its source graph for the plain ONNX Runtime baseline.
+        counter: counts a network's operations; without it the lower bounds are of bytes only.
+        sources: by a bundle's folder, its source graph for the plain ONNX Runtime baseline; on the host only.
         command: recorded in the report.
-        progress: called with (what, done, in all).
-        pipeline_of: makes the pipeline that is timed.
+        progress: see `Progress`.
+
+    Returns:
+        The report, with every sample.
 
     Raises:
         InputError: no bundles, or an image that one of them cannot take.
-        BackendError: a network fails, or what is timed does not give the product's answers.
+        BackendError: a network fails, or a baseline disagrees with the product.
+        CudaError: the driver refuses.
     """
     if not bundles:
         raise InputError("no bundle was given", "name the folder of one or more")
     options = options or BenchOptions()
-    tell = progress or (lambda what, done, total: None)
     found = environment()
-    tell("machine", 0, 1)
-    rates = options.rates or measure_rates(found.cores)
-    pictures = load_pictures(images)
-    notes: list[str] = []
-    benches: list[_Bench] = []
-    try:
+    loaded, quiet = load_images(images), lambda what, done, total: None
+    run = Run(options, loaded, counter, sources or {}, progress or quiet, found.cores)
+    prepare = gpu_bench if options.backend == "tensorrt" else host_bench
+    with ExitStack() as stack:
+        benches: list[Bench] = []
         for name, bundle in zip(distinct_names(bundles), bundles, strict=True):
-            tell(f"{name}: load and check", 0, 1)
-            pipeline = pipeline_of(bundle, options.mode, options.threads, read=options.read)
-            subjects = {PIPELINE: Subject(one_image(pipeline, pictures, WallClock()), len(pictures))}
-            bench = _Bench(name, bundle, pipeline, subjects, {}, None)
-            benches.append(bench)
-            _check(bench, pictures, options)
-            _count(bench, pictures, counter, notes)
-            _add_baselines(bench, pictures, options, sources or {}, found.cores, notes)
-        series = measure(
-            {f"{bench.name}: {name}": s for bench in benches for name, s in bench.subjects.items()},
+            run.progress(f"{name}: load and check", 0, 1)
+            benches.append(prepare(stack, name, bundle, run))
+        run.progress("machine", 0, 1)
+        rates = _measure_rates(benches[0], run)
+        samples = measure(
+            {f"{b.name}: {name}": subject for b in benches for name, subject in b.subjects.items()},
             options.rules,
-            progress=tell,
+            progress=run.progress,
         )
-        if options.rates is None:
-            # Before and after everything else: a floor must not be high because the machine was busy for a second.
+        if isinstance(rates, MachineRates) and options.rates is None:
+            # Before and after everything else: a lower bound must not be high because the machine was busy for a second.
             rates = faster(rates, measure_rates(found.cores))
-        entries = [_entry(bench, series, pictures, images[0], options, rates, tell) for bench in benches]
-    finally:
-        for bench in benches:
-            bench.pipeline.close()
+        record = _rates_record(rates, benches[0])
+        if isinstance(rates, GpuRates):
+            run.notes[:0] = [f"device: {device_label(record['device'])}", _SERIES]
+        entries = [_entry(bench, samples, rates, run) for bench in benches]
     return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
         rules=Rules.of(options.rules),
-        images=tuple(
-            ImageRecord(name=p.path.name, width=p.pixels.shape[1], height=p.pixels.shape[0]) for p in pictures
-        ),
-        rates=rates.to_json(),
+        images=tuple(ImageRecord(name=i.path.name, width=i.width, height=i.height) for i in run.images),
+        rates=record,
         environment=found.to_json(),
         entries=tuple(entries),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(run.notes)),
     )
 
 
-def _host_detector(bench: _Bench, options: BenchOptions) -> Detector:
-    """The product on the host, which is what `HostPipeline` times, whether there is a GPU or not."""
-    return Detector.load(bench.bundle, backend="onnxruntime", mode=options.mode, threads=options.threads)
+def measure_latency(
+    bundles: Sequence[EngineBundle],
+    images: Sequence[Path],
+    progress: Progress | None = None,
+    rules: TimingRules | None = None,
+    mode: Mode = "fast",
+) -> list[tuple[Series, str]]:
+    """Only the latency of one image on the host, of several bundles interleaved.
+
+    Returns:
+        For each bundle, its samples and the note on how its network ran.
+
+    Raises:
+        InputError, BackendError: as `run_bench`.
+    """
+    loaded, names = load_images(images), distinct_names(bundles)
+    with ExitStack() as stack:
+        opened = [open_on_host(stack, bundle, BenchOptions(mode=mode)) for bundle in bundles]
+        timed = {
+            name: host_stages(bundle, backend, loaded)
+            for name, bundle, (backend, _) in zip(names, bundles, opened, strict=True)
+        }
+        found = measure(timed, rules or TimingRules(), progress=progress)
+        return [
+            (Series.of(found[name]), backend.note) for name, (backend, _) in zip(names, opened, strict=True)
+        ]
 
 
-def _check(bench: _Bench, pictures: Sequence[Picture], options: BenchOptions) -> None:
-    with _host_detector(bench, options) as detector:
-        check_against(bench.pipeline, detector, pictures, WallClock())
+def distinct_names(bundles: Sequence[EngineBundle]) -> list[str]:
+    """A unique name for each bundle: the manifest's, numbered where two share it."""
+    names: list[str] = []
+    for bundle in bundles:
+        name, number = bundle.manifest.name, 2
+        while name in names:
+            name, number = f"{bundle.manifest.name} #{number}", number + 1
+        names.append(name)
+    return names
 
 
-def _count(bench: _Bench, pictures: Sequence[Picture], counter: Counter | None, notes: list[str]) -> None:
-    """Fill in the network's operations and every stage's cost, image by image."""
-    manifest = bench.bundle.manifest
-    counted: dict[tuple[int, int], tuple[int, int] | None] = {}
-    for picture in pictures:
-        placement = place(manifest.spec.input, picture.pixels.shape[1], picture.pixels.shape[0])
-        size = (placement.height, placement.width)
-        if size not in counted:
-            counted[size] = None
-            try:
-                counted[size] = counter(bench.bundle, *size) if counter else None
-            except CenterNetError as error:
-                notes.append(f"{bench.name}: operations were not counted: {error.message}")
-        work = counted[size]
-        bench.work = bench.work or work
-        costs = stage_costs(manifest, placement, work[0] if work else None)
-        for stage, cost in costs.items():
-            bench.costs.setdefault(stage, []).append(cost)
+def _measure_rates(bench: Bench, run: Run) -> MachineRates | GpuRates:
+    if bench.timer is not None:
+        return measure_gpu_rates(bench.timer, _RATES_RULES, run.options.copy_bytes)
+    return run.options.rates or measure_rates(run.cores)
 
 
-def _add_baselines(
-    bench: _Bench,
-    pictures: Sequence[Picture],
-    options: BenchOptions,
-    sources: Mapping[Path, bytes],
-    cores: int,
-    notes: list[str],
-) -> None:
-    bench.subjects[NETWORK_ALONE] = network_alone(bench.pipeline, pictures)
-    if bench.bundle.path in sources:
-        graph = sources[bench.bundle.path]
-        bench.subjects[SOURCE_GRAPH] = source_graph(graph, bench.pipeline, pictures)
-    if options.torch:
-        decodes, said = torch_decodes(bench.pipeline, pictures, cores)
-        bench.subjects |= decodes
-        notes += said
+def _rates_record(rates: MachineRates | GpuRates, bench: Bench) -> dict[str, Any]:
+    """The rates as the report records them."""
+    if isinstance(rates, MachineRates):
+        return rates.to_json()
+    assert bench.timer is not None
+    return {
+        "bytes_per_second": rates.copy,
+        "operations_per_second": 0.0,
+        "source": f"{rates.memory.source}; operations were not rated",
+        "floor": rates.to_json(),
+        "device": device_record(bench.timer.device),
+    }
 
 
 def _entry(
-    bench: _Bench,
-    series: Mapping[str, list[list[Sample]]],
-    pictures: Sequence[Picture],
-    image: Path,
-    options: BenchOptions,
-    rates: MachineRates,
-    tell: Progress,
+    bench: Bench, samples: Mapping[str, list[list[Sample]]], rates: MachineRates | GpuRates, run: Run
 ) -> Entry:
     manifest = bench.bundle.manifest
-    measured = {name: Series.of(series[f"{bench.name}: {name}"]) for name in bench.subjects}
-    sizes = [manifest.spec.input.size.network_size(p.pixels.shape[1], p.pixels.shape[0]) for p in pictures]
-    tell(f"{bench.name}: new interpreters", 0, 1)
-    cold = cold_start(bench.bundle.path, image, options.mode, options.threads, options.cold_rounds)
+    series = {name: Series.of(samples[f"{bench.name}: {name}"]) for name in bench.subjects}
+    sizes = {manifest.spec.input.size.network_size(image.width, image.height) for image in run.images}
+    work, floors = _lower_bounds(bench, rates, run)
+    throughput = measure_throughput(
+        bench.serve,
+        bench.bundle,
+        run.options.loads,
+        run.options.in_flight,
+        run.options.rules,
+        lambda what, done, total: run.progress(f"{bench.name}: {what}", done, total),
+    )
+    run.progress(f"{bench.name}: new interpreters", 0, 1)
+    cold = _cold_starts(bench, run)
+    if bench.timer is not None and bench.timer.late:
+        run.notes.append(
+            f"{bench.name}: in {bench.timer.late} measurements by events the host was late, and there are gaps in them"
+        )
     return Entry(
         name=bench.name,
         precision=manifest.precision,
         source_sha256=manifest.source.sha256,
         model_sha256=manifest.model.sha256,
-        executor=bench.pipeline.note or "TensorRT",
-        mode=options.mode,
-        inputs=tuple(f"{width}x{height}" for width, height in sorted(set(sizes))),
-        multiply_adds=bench.work[0] if bench.work else None,
-        parameters=bench.work[1] if bench.work else None,
-        pipeline=measured.pop(PIPELINE),
-        alone=measured,
-        throughput=tuple(_throughput(bench, pictures, options, tell)),
+        executor=bench.executor,
+        mode=bench.mode,
+        inputs=tuple(f"{width}x{height}" for width, height in sorted(sizes)),
+        multiply_adds=work[0] if work else None,
+        parameters=work[1] if work else None,
+        pipeline=series.pop(PIPELINE),
+        staged=series.pop(STAGED, None),
+        alone=series,
+        throughput=tuple(throughput),
         cold=tuple(cold),
-        floors={stage: _floor(costs, rates) for stage, costs in bench.costs.items()},
+        floors=floors,
     )
 
 
-def _floor(costs: Sequence[StageCost], rates: MachineRates) -> FloorRecord:
-    """The floor of the median image."""
-    cost = sorted(costs, key=lambda cost: cost.floor(rates))[len(costs) // 2]
-    return FloorRecord(
-        bytes=cost.bytes,
-        operations=cost.operations,
-        counted=cost.counted,
-        seconds=cost.floor(rates),
-        bound="bytes" if cost.bound(rates) == "bytes" else "operations",
-    )
+def _cold_starts(bench: Bench, run: Run) -> list[dict[str, float]]:
+    options = run.options
+    try:
+        return cold_start(
+            bench.bundle.path,
+            run.images[0].path,
+            options.mode,
+            options.threads,
+            options.cold_rounds,
+            options.backend,
+            options.gpu.device,
+        )
+    except BackendError as error:  # what was measured so far must not be lost
+        run.notes.append(f"{bench.name}: no time to first detection: {error.message}")
+        return []
 
 
-def _throughput(
-    bench: _Bench, pictures: Sequence[Picture], options: BenchOptions, tell: Progress
-) -> list[ThroughputRecord]:
-    largest = max(profile.batch.max for profile in bench.bundle.manifest.profiles)
-    # A batch above the largest would be split by the detector: not a batch of this size.
-    calls = [(threads, batch) for threads, batch in options.loads if batch <= largest]
-    total = len(calls) + len(options.in_flight)
-    rows = []
-    with _host_detector(bench, options) as detector:
-        for done, (threads, batch) in enumerate(calls):
-            tell(f"{bench.name}: {threads} threads, batch {batch}", done, total)
-            batches = make_batches(pictures, bench.bundle, batch)
-            requests = drive(detector.detect_batch, batches, threads, options.rules, time.perf_counter)
-            rows.append(ThroughputRecord(threads=threads, batch=batch, requests=_since_first(requests)))
-        singles = make_batches(pictures, bench.bundle, 1)
-        for done, waiting in enumerate(options.in_flight, len(calls)):
-            tell(f"{bench.name}: {waiting} submitted at once", done, total)
-            before = detector.stats
-            requests = drive(
-                lambda one: detector.submit(one[0]).result(),
-                singles,
-                waiting,
-                options.rules,
-                time.perf_counter,
-            )
-            rows.append(
-                ThroughputRecord(
-                    threads=waiting,
-                    batch=1,
-                    way="submit",
-                    mean_batch=_mean_batch(before, detector.stats),
-                    requests=_since_first(requests),
-                )
-            )
-    return rows
+def _lower_bounds(
+    bench: Bench, rates: MachineRates | GpuRates, run: Run
+) -> tuple[tuple[int, int] | None, dict[str, LowerBound]]:
+    """The network's operations for the first image that could be counted, and the lower bound of every stage."""
+    manifest = bench.bundle.manifest
+    counted: dict[tuple[int, int], tuple[int, int] | None] = {}
+    costs: dict[str, list[StageCost]] = {}
+    for image in run.images:
+        placement = place(manifest.spec.input, image.width, image.height)
+        size = placement.height, placement.width
+        if size not in counted:
+            counted[size] = _count(bench, size, run)
+        work = counted[size]
+        for stage, cost in stage_costs(manifest, placement, work[0] if work else None).items():
+            costs.setdefault(stage, []).append(cost)
+    work = next(filter(None, counted.values()), None)
+    if isinstance(rates, MachineRates):
+        return work, {stage: lower_bound(found, rates) for stage, found in costs.items()}
+    without = "the rate of operations is not known, so bytes alone count"
+    bounds = {
+        stage: lower_bound(
+            [replace(cost, counted=f"{cost.counted}; {without}") for cost in found], rates.memory
+        )
+        for stage, found in costs.items()
+    }
+    if run.options.input != "device":
+        uploads = [StageCost(image.pixels.nbytes, 0, "the image's pixels") for image in run.images]
+        bounds["upload"] = lower_bound(uploads, rates.transfer)
+    return work, bounds
 
 
-def _since_first(requests: Sequence[Request]) -> tuple[tuple[float, float, int], ...]:
-    began = min(request.start for request in requests)
-    return tuple((round(r.start - began, 9), round(r.end - began, 9), r.images) for r in requests)
-
-
-def _mean_batch(before: RequestStatistics, after: RequestStatistics) -> float:
-    """Images in a batch, between two readings of a detector's statistics."""
-    made = {size: count - before.batch_sizes.get(size, 0) for size, count in after.batch_sizes.items()}
-    return sum(size * count for size, count in made.items()) / max(1, sum(made.values()))
+def _count(bench: Bench, size: tuple[int, int], run: Run) -> tuple[int, int] | None:
+    try:
+        return run.counter(bench.bundle, *size) if run.counter else None
+    except CenterNetError as error:
+        run.notes.append(f"{bench.name}: operations were not counted: {error.message}")
+        return None

@@ -1,43 +1,37 @@
-"""Statistics of timings: percentiles, whether a measurement held still, and intervals of ratios by bootstrap.
+"""Statistics of timings: percentiles, stability, rates of requests, and ratios with bootstrap intervals.
 
-A measurement is a list of windows, each a list of seconds in the order they were taken. Windows matter: samples of
-one window share the mood of the machine, so they are not independent, and an interval that takes them for
-independent is too narrow.
+A measurement is a list of windows, each a list of seconds in the order in which they were taken. The samples of one
+window share the state of the machine, so they are not independent, and an interval that treats them as independent is
+too narrow.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import InputError
 
+Item = TypeVar("Item")
 Windows = Sequence[Sequence[float]]
 Array = npt.NDArray[np.float64]
 Statistic = Literal["median", "mean"]
-_STATISTICS: dict[Statistic, Callable[[npt.ArrayLike], float]] = {
-    "median": lambda values: float(np.median(np.asarray(values, dtype=np.float64))),
-    "mean": lambda values: float(np.mean(np.asarray(values, dtype=np.float64))),
-}
-
-_CHUNK = 4_000_000
-"""Samples that are resampled at once."""
+_STATISTICS: dict[Statistic, Callable[[Array], np.floating]] = {"median": np.median, "mean": np.mean}
 
 STABLE_WITHIN = 0.10
 """Three windows within 10 %: the default of NVIDIA's perf_analyzer (`--stability-percentage 10`)."""
 
-
 SAME_WITHIN = 0.01
 """Ratios nearer to 1 are not called a difference: the same program started twice differs by as much from where its code
-and data happen to lie (T. Mytkowicz et al., "Producing Wrong Data Without Doing Anything Obviously Wrong", 2009)."""
+and data happen to be placed (T. Mytkowicz et al., "Producing Wrong Data Without Doing Anything Obviously Wrong", 2009)."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Percentiles of seconds (linear between samples, as numpy.percentile), and how many samples there were."""
+    """Percentiles of seconds (linear between samples, as numpy.percentile), and the number of samples."""
 
     count: int
     mean: float
@@ -55,7 +49,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Stability:
-    """Whether three successive parts of a measurement agree: their medians in seconds, and largest / smallest - 1."""
+    """Whether three successive parts of a measurement agree.
+
+    Attributes:
+        stable: whether they do.
+        medians: of the parts, in seconds.
+        spread: largest / smallest median - 1.
+    """
 
     stable: bool
     medians: tuple[float, float, float]
@@ -64,7 +64,7 @@ class Stability:
 
 @dataclass(frozen=True)
 class Ratio:
-    """b / a of two measurements' medians (or means), with a two-sided interval; `verdict` puts it into words."""
+    """b / a of two measurements' medians (or means), with a two-sided interval."""
 
     ratio: float
     low: float
@@ -73,7 +73,7 @@ class Ratio:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves out 1 and all within 1 % of it."""
+        """Whether the interval excludes 1 and everything within 1 % of it."""
         return self.low > 1.0 + SAME_WITHIN or self.high < 1.0 - SAME_WITHIN
 
     @property
@@ -82,6 +82,21 @@ class Ratio:
         if not self.differs:
             return "no difference"
         return "slower" if self.ratio > 1 else "faster"
+
+
+@dataclass(frozen=True)
+class TimedRequest:
+    """A batch of images that was answered.
+
+    Attributes:
+        start: when it was sent, in seconds.
+        end: when its answer came, in seconds.
+        images: its size.
+    """
+
+    start: float
+    end: float
+    images: int
 
 
 def summarise(seconds: Sequence[float]) -> Summary:
@@ -105,10 +120,10 @@ def flat(windows: Windows) -> list[float]:
 
 
 def stability(windows: Windows, within: float = STABLE_WITHIN) -> Stability:
-    """Hold three successive parts of a measurement to one another by their medians.
+    """Compare the medians of three successive parts of a measurement.
 
     Args:
-        windows: at least three, none empty; where there are more, neighbours are put together into three parts.
+        windows: at least three, none empty; neighbours are joined into three parts where there are more.
         within: largest allowed (largest median / smallest median - 1).
 
     Raises:
@@ -116,15 +131,52 @@ def stability(windows: Windows, within: float = STABLE_WITHIN) -> Stability:
     """
     if len(windows) < 3 or not all(len(window) for window in windows):
         raise InputError(
-            f"stability needs three windows with samples, found {sum(bool(len(w)) for w in windows)}",
+            f"expected three windows with samples to judge stability, got {sum(bool(len(w)) for w in windows)}",
             "measure for longer",
         )
-    cuts = [round(part * len(windows) / 3) for part in range(4)]
-    first, second, third = (float(np.median(flat(windows[start:stop]))) for start, stop in pairwise(cuts))
+    first, second, third = (float(np.median(flat(part))) for part in in_thirds(windows))
     medians = (first, second, third)
     smallest = min(medians)
     spread = max(medians) / smallest - 1 if smallest > 0 else 0.0
     return Stability(spread <= within, medians, spread)
+
+
+def in_thirds(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Three successive parts of a sequence, as equally long as can be."""
+    cuts = [round(part * len(items) / 3) for part in range(4)]
+    return [items[start:stop] for start, stop in pairwise(cuts)]
+
+
+def part_rates(requests: Sequence[TimedRequest]) -> tuple[float, float, float]:
+    """Images a second in three successive parts with equally many answers.
+
+    A part lasts from the last answer of the part before it (the first part: from the first answer, which does not
+    count) to its own last, so that neither the start nor unfinished requests at the end distort it.
+
+    Raises:
+        InputError: fewer than four requests.
+    """
+    if len(requests) < 4:
+        raise InputError(
+            f"expected four or more answered requests, got {len(requests)}", "measure for longer"
+        )
+    ends = [requests[0].end, *(part[-1].end for part in in_thirds(requests[1:]))]
+    first, second, third = (
+        _rate(part, since) for part, since in zip(in_thirds(requests[1:]), ends, strict=False)
+    )
+    return first, second, third
+
+
+def whole_rate(requests: Sequence[TimedRequest]) -> float:
+    """Images a second from the first answer (which does not count) to the last; InputError for fewer than two."""
+    if len(requests) < 2:
+        raise InputError(f"expected two or more answered requests, got {len(requests)}", "measure for longer")
+    return _rate(requests[1:], requests[0].end)
+
+
+def _rate(requests: Sequence[TimedRequest], since: float) -> float:
+    elapsed = requests[-1].end - since
+    return sum(request.images for request in requests) / elapsed if elapsed > 0 else float("inf")
 
 
 def bootstrap_ratio(
@@ -132,82 +184,50 @@ def bootstrap_ratio(
     b: Windows,
     statistic: Statistic = "median",
     *,
-    in_turn: bool = False,
+    interleaved: bool = False,
     confidence: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,
 ) -> Ratio:
-    """The ratio of b's median (or mean) to a's, with a bootstrap percentile interval in two stages.
+    """The ratio of b's median (or mean) to a's, with a bootstrap percentile interval over the windows.
 
-    Each resample draws windows with replacement, and inside each window blocks of successive samples (moving-block
-    bootstrap, Kuensch 1989, block length n^(1/3)), because neither windows nor neighbouring samples are alike by
-    chance only. On independent samples the interval is about 1.4 times as wide as it had to be; where the machine
-    drifts between windows it stays honest. What no interval inside one run can see is a change between two runs.
+    Each resample draws whole windows with replacement, since the samples within one are not independent. It draws two
+    fewer than there are: with as many as there are, the interval of only six windows misses the truth in 11 % of the
+    cases instead of 5 %. No interval from within one run covers a change between two runs.
 
     Args:
-        a: what is divided by.
-        b: what is divided.
+        a: the denominator.
+        b: the numerator.
         statistic: of all samples.
-        in_turn: the windows of both were measured in turn, the first of a beside the first of b and so on: both then
-            get the same windows in a resample, and a drift that met both cancels out.
+        interleaved: the windows of both were measured alternately, the first of a beside the first of b and so on: both
+            then get the same windows in a resample, and a drift that affects both cancels out.
         confidence: of the interval.
         resamples: how many.
         seed: the same seed gives the same interval.
 
     Raises:
-        InputError: one of them has no samples, or, in turn, not equally many windows.
+        InputError: one of them has no samples, or, interleaved, not equally many windows.
     """
     first, second = ([np.asarray(w, dtype=np.float64) for w in windows if len(w)] for windows in (a, b))
     if not first or not second:
         raise InputError("a measurement without samples cannot be compared", "measure for longer")
-    if in_turn and len(first) != len(second):
-        raise InputError(f"{len(first)} and {len(second)} windows cannot have been measured in turn")
+    if interleaved and len(first) != len(second):
+        raise InputError(f"expected equally many interleaved windows, got {len(first)} and {len(second)}")
     rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(first), size=(resamples, len(first)))
-    other = chosen if in_turn else rng.integers(len(second), size=(resamples, len(second)))
-    drawn = _resampled(second, other, statistic, rng) / _resampled(first, chosen, statistic, rng)
+    chosen = rng.integers(len(first), size=(resamples, max(1, len(first) - 2)))
+    other = chosen if interleaved else rng.integers(len(second), size=(resamples, max(1, len(second) - 2)))
+    of = _STATISTICS[statistic]
+    drawn = _resampled(second, other, of) / _resampled(first, chosen, of)
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
-    of = _STATISTICS[statistic]
-    return Ratio(of(flat(b)) / of(flat(a)), float(low), float(high), confidence)
+    ratio = float(of(np.concatenate(second)) / of(np.concatenate(first)))
+    return Ratio(ratio, float(low), float(high), confidence)
 
 
 def _resampled(
-    arrays: Sequence[Array], chosen: npt.NDArray[np.int64], statistic: Statistic, rng: np.random.Generator
+    windows: Sequence[Array], chosen: npt.NDArray[np.int64], of: Callable[[Array], np.floating]
 ) -> Array:
-    """The statistic (resamples,) of measurements made of the chosen windows (resamples, windows)."""
-    longest = max(len(array) for array in arrays)
-    # Some resamples at a time: all at once could be gigabytes.
-    chunk = max(1, _CHUNK // (longest * len(arrays)))
-    parts = (chosen[start : start + chunk] for start in range(0, len(chosen), chunk))
-    return np.concatenate([_some(arrays, longest, part, statistic, rng) for part in parts])
-
-
-def _some(
-    arrays: Sequence[Array],
-    longest: int,
-    chosen: npt.NDArray[np.int64],
-    statistic: Statistic,
-    rng: np.random.Generator,
-) -> Array:
-    """`_resampled` of some. A short window leaves NaN behind it, which sorts to the end."""
-    drawn = np.full((*chosen.shape, longest), np.nan)
-    for index, array in enumerate(arrays):
-        row, slot = np.nonzero(chosen == index)
-        drawn[row, slot, : len(array)] = _blocks(array, len(row), rng)
-    values = drawn.reshape(len(chosen), -1)
-    count = np.count_nonzero(~np.isnan(values), axis=1)
-    if statistic == "mean":
-        return np.asarray(np.nansum(values, axis=1) / count)
-    values = np.sort(values, axis=1)
-    row = np.arange(len(values))
-    return np.asarray((values[row, (count - 1) // 2] + values[row, count // 2]) / 2)
-
-
-def _blocks(window: Array, rows: int, rng: np.random.Generator) -> Array:
-    """Rows (rows, n) of as many samples as the window has, drawn in blocks that wrap around its end."""
-    count = len(window)
-    length = max(1, round(count ** (1 / 3)))
-    starts = rng.integers(count, size=(rows, -(-count // length)))
-    places = (starts[:, :, None] + np.arange(length)) % count
-    return np.asarray(window[places.reshape(rows, -1)[:, :count]])
+    """The statistic (resamples,) of the chosen windows (resamples, draws), once for each set that occurs."""
+    sets, places = np.unique(np.sort(chosen, axis=1), axis=0, return_inverse=True)
+    values = np.array([of(np.concatenate([windows[index] for index in indices])) for indices in sets])
+    return values[places.reshape(-1)]

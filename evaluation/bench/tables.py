@@ -1,4 +1,4 @@
-"""The tables of a benchmark report, and of two compared."""
+"""The tables of a BenchReport, and of a Comparison."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from centernet_trt.evaluation.bench.timing import WHOLE
 from centernet_trt.evaluation.tables import Cell, Table
 
 EVENTS = "events"
-"""Marks the stages that a GPU's events timed, in a series of their own."""
+"""Marks the stages timed by CUDA events, in a series of their own."""
 PERCENTILES = ("p50", "p90", "p95", "p99", "maximum")
 
 
@@ -20,7 +20,7 @@ def report_tables(report: BenchReport) -> list[Table]:
     if (found := compare_entries(report)).rows:
         first = report.entries[0].name
         tables.append(
-            replace(comparison_table(found), title=f"In turn with {first} (A): {_intervals(found)}")
+            replace(comparison_table(found), title=f"Interleaved with {first} (A): {_intervals(found)}")
         )
     for entry in report.entries:
         tables.append(latency_table(entry))
@@ -70,27 +70,29 @@ def overview(report: BenchReport) -> Table:
 
 
 def latency_table(entry: Entry) -> Table:
-    """One image in flight: percentiles of every stage in milliseconds, and the median beside the floor."""
+    """One image in flight: percentiles of every stage in milliseconds, and the median beside the lower bound."""
     rows = []
     digits = _digits(entry)
     measured = {"pipeline": entry.pipeline} | ({EVENTS: entry.staged} if entry.staged else {})
     for name, stages in measured.items():
         for stage in stages.stages:
-            floor = entry.floors.get(stage)
-            if floor is None and stage == WHOLE:
-                seconds: float | None = (
-                    sum(f.seconds for f in entry.floors.values()) if entry.floors else None
-                )
-                bound = ""
-            else:
-                seconds, bound = (None, "") if floor is None else (floor.seconds, f" ({floor.bound})")
+            seconds, bound = _lower_bound(entry, stage)
             rows.append(_latency_row(entry.name, name, stage, stages, seconds, bound, digits))
     for name, series in entry.alone.items():
         rows.append(_latency_row(entry.name, name, WHOLE, series, None, "", digits))
     how = f"{entry.executor}; {entry.mode}" if entry.staged else entry.executor
     title = f"{entry.name}: one image in flight, milliseconds ({how})"
-    columns = ("stage", "calls", "p50", "p90", "p95", "p99", "max", "floor", "p50 / floor")
+    columns = ("stage", "calls", "p50", "p90", "p95", "p99", "max", "lower bound", "p50 / bound")
     return Table(title, columns, tuple(rows))
+
+
+def _lower_bound(entry: Entry, stage: str) -> tuple[float | None, str]:
+    """Seconds, None where it is unknown, and what bounds the stage; of the whole it is the sum."""
+    if stage in entry.floors:
+        return entry.floors[stage].seconds, f" ({entry.floors[stage].bound})"
+    if stage == WHOLE and entry.floors:
+        return sum(found.seconds for found in entry.floors.values()), ""
+    return None, ""
 
 
 def throughput_table(entry: Entry) -> Table:
@@ -115,14 +117,14 @@ def throughput_table(entry: Entry) -> Table:
 
 
 def load_name(row: ThroughputRecord) -> str:
-    """What a load is called."""
+    """Name of a load."""
     if row.way == "submit":
-        return f"submit, {row.threads} under way: {row.mean_batch or 1:.1f} a batch"
+        return f"submit, {row.threads} in flight: {row.mean_batch or 1:.1f} a batch"
     return f"{row.threads} thread{'s' * (row.threads > 1)}, batch {row.batch}"
 
 
 def comparison_table(found: Comparison) -> Table:
-    """Two reports: b over a, with intervals."""
+    """Ratios b / a with intervals."""
     rows = [
         (
             Cell(row.entry),
@@ -145,16 +147,16 @@ def _intervals(found: Comparison) -> str:
 
 
 def _latency_row(
-    entry: str, name: str, stage: str, series: Series, floor: float | None, bound: str, digits: int
+    entry: str, name: str, stage: str, series: Series, lowest: float | None, bound: str, digits: int
 ) -> tuple[Cell, ...]:
     summary = series.summary(stage)
     key = f"{entry}/{name}/{stage}"
     label = {"pipeline": stage, EVENTS: f"{stage} ({EVENTS})"}.get(name, name)
-    floors: Sequence[Cell] = (Cell(""), Cell(""))
-    if floor is not None:
-        ratio = summary.p50 / floor
-        floors = (
-            Cell(f"{floor * 1e3:.{digits + 1}f}{bound}", f"{key}/floor", floor),
+    bounds: Sequence[Cell] = (Cell(""), Cell(""))
+    if lowest is not None:
+        ratio = summary.p50 / lowest
+        bounds = (
+            Cell(f"{lowest * 1e3:.{digits + 1}f}{bound}", f"{key}/floor", lowest),
             Cell(f"{ratio:.1f}", f"{key}/floor-ratio", ratio),
         )
     values = {p: getattr(summary, p) for p in PERCENTILES}
@@ -162,7 +164,7 @@ def _latency_row(
         Cell(label),
         Cell(str(summary.count), f"{key}/count", summary.count),
         *(Cell(f"{value * 1e3:.{digits}f}", f"{key}/{p}", value) for p, value in values.items()),
-        *floors,
+        *bounds,
     )
 
 
@@ -172,7 +174,7 @@ def _milliseconds(key: str, series: Series, stage: str, digits: int) -> Cell:
 
 
 def _digits(entry: Entry) -> int:
-    """Of milliseconds: a GPU's stages take microseconds."""
+    """Decimals of milliseconds: a GPU's stages take microseconds."""
     return 2 if entry.staged is None else 4
 
 

@@ -1,58 +1,25 @@
-"""Timing rules, windows and the stage timer."""
+"""TimingRules, and `measure`: samples of several subjects, interleaved window by window."""
 
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from typing import Literal
 
 from centernet_trt.errors import InputError
+from centernet_trt.progress import Progress
 
 Now = Callable[[], float]
-"""A clock's reading in seconds, never going back: `time.perf_counter`, or a test's own."""
+"""A monotonic clock's reading in seconds: `time.perf_counter`, or a test's own."""
+
+BackendName = Literal["onnxruntime", "tensorrt"]
+CacheState = Literal["warm", "cold"]
+"""State of the GPU's L2 cache when a call begins: as it is, or flushed."""
+InputKind = Literal["pageable", "pinned", "device"]
+"""The memory that images come from."""
 
 WHOLE = "whole"
-"""The name of the time from `start` to `finish`."""
-
-
-class StageClock(Protocol):
-    """Times the stages of one call after another; not shared between threads."""
-
-    def start(self) -> None:
-        """A call begins."""
-
-    def mark(self, stage: str) -> None:
-        """The stage of this name ends here; what follows belongs to the next."""
-
-    def finish(self) -> dict[str, float]:
-        """The call is over, and so is its work: seconds by stage in order, and of the `whole`."""
-        ...
-
-
-class WallClock:
-    """A StageClock for stages that are done when their call returns."""
-
-    def __init__(self, now: Now = time.perf_counter) -> None:
-        self._now = now
-        self._marks: list[tuple[str, float]] = []
-
-    def start(self) -> None:
-        """A call begins."""
-        self._marks = [("", self._now())]
-
-    def mark(self, stage: str) -> None:
-        """The stage of this name ends here."""
-        self._marks.append((stage, self._now()))
-
-    def finish(self) -> dict[str, float]:
-        """Seconds by stage; a stage that was marked twice in one call has the sum."""
-        end = self._now()
-        seconds: dict[str, float] = {}
-        for (_, before), (stage, after) in pairwise(self._marks):
-            seconds[stage] = seconds.get(stage, 0.0) + after - before
-        return seconds | {WHOLE: end - self._marks[0][1]}
-
+"""The name of the time from the start of a call to its end."""
 
 Sample = dict[str, float]
 """Seconds by stage of one call; `whole` is always there."""
@@ -68,10 +35,10 @@ class TimingRules:
     """How long to measure; the defaults are trtexec's.
 
     Attributes:
-        warmup: seconds of calls that are thrown away.
-        duration: seconds of calls that count, at least.
-        iterations: calls that count, at least.
-        windows: into so many parts the duration is cut; at least three, for the stability rule.
+        warmup: seconds of calls that are discarded.
+        duration: least seconds of calls that count.
+        iterations: least number of calls that count.
+        windows: number of parts of the duration; at least three, for the stability rule.
         allow_short: accept less than trtexec's duration and iterations; the report then says so.
     """
 
@@ -83,23 +50,25 @@ class TimingRules:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.duration) and self.duration > 0):
-            raise InputError(f"the duration is {self.duration} s, a positive number was expected")
+            raise InputError(f"expected a positive duration, got {self.duration} s")
         if not (math.isfinite(self.warmup) and self.warmup >= 0):
-            raise InputError(f"the warm-up is {self.warmup} s, 0 or more was expected")
+            raise InputError(f"expected a warm-up of 0 or more seconds, got {self.warmup} s")
         if self.windows < 3:
-            raise InputError(f"{self.windows} windows were asked for, the stability rule needs three")
+            raise InputError(
+                f"expected three or more windows, which the stability rule needs, got {self.windows}"
+            )
         if self.iterations < 1:
-            raise InputError(f"{self.iterations} iterations were asked for, 1 or more was expected")
+            raise InputError(f"expected 1 or more iterations, got {self.iterations}")
         if self.short and not self.allow_short:
             raise InputError(
-                f"{self.duration:g} s and {self.iterations} iterations are too short for a figure to rely on: at least "
-                f"{SHORTEST:g} s and {FEWEST} iterations were expected",
+                f"{self.duration:g} s and {self.iterations} iterations are too short for a reliable figure: expected at "
+                f"least {SHORTEST:g} s and {FEWEST} iterations",
                 "measure for longer, or add --allow-short to get figures that are marked as short",
             )
 
     @property
     def short(self) -> bool:
-        """Whether the rules ask for less than trtexec's."""
+        """Whether the rules require less than trtexec's."""
         return self.duration < SHORTEST or self.iterations < FEWEST
 
 
@@ -108,9 +77,9 @@ class Subject:
     """Something to measure.
 
     Attributes:
-        call: does it once, and says how long each stage took.
-        cycle: after so many calls it begins again (the images that it rotates over). A window holds whole cycles, so
-            that all windows have the same images in them.
+        call: does it once, and returns how long each stage took.
+        cycle: number of calls after which it repeats (the images that it rotates over). A window holds whole cycles,
+            so that all windows cover the same images.
     """
 
     call: Callable[[], Sample]
@@ -132,16 +101,16 @@ def measure(
     subjects: Mapping[str, Subject],
     rules: TimingRules,
     now: Now = time.perf_counter,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, list[list[Sample]]]:
     """Samples of each subject, by window.
 
-    The subjects take turns, window by window, so that a slow moment of the machine meets all of them.
+    The subjects are interleaved window by window, so that a slow moment of the machine affects all of them.
 
     Args:
         subjects: by name.
         rules: how long.
-        now: the clock that the durations are held to.
+        now: the clock that measures the durations.
         progress: called with (subject, windows done, windows in all).
     """
     for name, subject in subjects.items():

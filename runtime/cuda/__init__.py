@@ -1,1 +1,1 @@
-"""The CUDA driver: devices, memory, streams, events, modules and graphs, over cuda-bindings or PyCUDA."""
+"""The CUDA driver API by cuda-bindings or PyCUDA: devices, memory, streams, events, modules and graphs."""

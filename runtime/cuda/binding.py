@@ -1,8 +1,8 @@
-"""The interface of a CUDA driver binding, and the errors of the driver."""
+"""Binding: the interface of a CUDA driver binding; DriverError and its hints."""
 
-import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from centernet_trt.errors import CudaError
 
@@ -10,14 +10,19 @@ BindingName = Literal["auto", "pycuda", "cuda-bindings"]
 Handle = Any  # a binding's own object
 Dimensions = tuple[int, int, int]
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """A GPU: its number among the visible ones, name, UUID as nvidia-smi writes it, and size.
+    """Properties of a GPU.
 
-    `capability`: compute capability, such as (9, 0). `memory`: bytes. `driver_version`: of CUDA, 1000 * major + 10 * minor.
+    Attributes:
+        index: among the visible devices.
+        name: of the model.
+        uuid: as `nvidia-smi` writes it.
+        capability: compute capability, such as (9, 0).
+        multiprocessors: streaming multiprocessors (SMs).
+        memory: total device memory in bytes.
+        driver_version: CUDA version that the driver supports, 1000 * major + 10 * minor.
     """
 
     index: int
@@ -29,92 +34,115 @@ class DeviceInfo:
     driver_version: int
 
 
-class Binding(Protocol):
-    """The calls. All but the first three need a current context. Each raises DriverError when the driver refuses."""
+class Binding(ABC):
+    """Driver calls of one Python package. Each raises DriverError if the driver fails.
 
-    name: str
+    All but `retain`, `release` and `push` need a current context.
+    """
 
+    name: ClassVar[str]
+
+    @abstractmethod
     def retain(self, index: int) -> Handle:
-        """The primary context of a device."""
+        """Retain the primary context of a device."""
 
+    @abstractmethod
     def release(self, index: int, context: Handle) -> None:
-        """Give the primary context back."""
+        """Release the primary context."""
 
+    @abstractmethod
     def push(self, context: Handle) -> None:
         """Make a context current in this thread."""
 
+    @abstractmethod
     def pop(self) -> None:
-        """Make the one before it current again."""
+        """Restore the context that was current before the last `push`."""
 
+    @abstractmethod
     def allocate(self, nbytes: int) -> int:
-        """Address of new device memory."""
-        ...
+        """Allocate device memory and return its address."""
 
+    @abstractmethod
     def free(self, address: int) -> None:
-        """Free it."""
+        """Free device memory."""
 
+    @abstractmethod
     def allocate_pinned(self, nbytes: int) -> int:
-        """Address of new page-locked host memory."""
-        ...
+        """Allocate pinned (page-locked) host memory and return its address."""
 
+    @abstractmethod
     def free_pinned(self, address: int) -> None:
-        """Free it."""
+        """Free pinned host memory."""
 
+    @abstractmethod
     def free_memory(self) -> int:
-        """Bytes of device memory that nobody uses."""
-        ...
+        """Return the free device memory in bytes."""
 
+    @abstractmethod
     def create_stream(self) -> tuple[Handle, int]:
-        """A non-blocking stream and its number, as other libraries take it."""
-        ...
+        """Create a non-blocking stream; return it and its CUstream as an integer, for other libraries."""
 
+    @abstractmethod
     def destroy_stream(self, stream: Handle) -> None:
-        """Destroy it."""
+        """Destroy a stream."""
 
+    @abstractmethod
     def synchronize(self, stream: Handle) -> None:
-        """Wait for all work of a stream."""
+        """Block this thread until all work of a stream is done."""
 
+    @abstractmethod
     def copy_to_device(self, target: int, source: int, nbytes: int, stream: Handle) -> None:
         """Copy from pinned memory, asynchronously."""
 
+    @abstractmethod
     def copy_to_host(self, target: int, source: int, nbytes: int, stream: Handle) -> None:
         """Copy to pinned memory, asynchronously."""
 
+    @abstractmethod
     def fill(self, address: int, value: int, nbytes: int, stream: Handle) -> None:
-        """Set every byte, asynchronously."""
+        """Set every byte of device memory, asynchronously."""
 
+    @abstractmethod
     def create_event(self, timing: bool, spin: bool) -> Handle:
-        """An event; without `spin` those who wait for it sleep."""
+        """Create an event; `spin=False` lets threads that synchronise with it sleep."""
 
+    @abstractmethod
     def destroy_event(self, event: Handle) -> None:
-        """Destroy it."""
+        """Destroy an event."""
 
+    @abstractmethod
     def record(self, event: Handle, stream: Handle) -> None:
-        """Let the event mark this point of the stream."""
+        """Record an event after the work enqueued on a stream."""
 
+    @abstractmethod
     def wait_event(self, stream: Handle, event: Handle) -> None:
-        """Let later work of the stream wait for the event."""
+        """Make later work of a stream wait for an event."""
 
+    @abstractmethod
     def synchronize_event(self, event: Handle) -> None:
-        """Wait for the event in this thread."""
+        """Block this thread until an event has completed."""
 
+    @abstractmethod
     def event_done(self, event: Handle) -> bool:
-        """Whether it has happened."""
-        ...
+        """Return whether an event has completed."""
 
+    @abstractmethod
     def elapsed_ms(self, before: Handle, after: Handle) -> float:
-        """Milliseconds between two events."""
-        ...
+        """Return the milliseconds between two events."""
 
+    @abstractmethod
     def load_module(self, cubin: bytes) -> Handle:
         """Load device code."""
 
+    @abstractmethod
     def unload_module(self, module: Handle) -> None:
-        """Unload it."""
+        """Unload device code."""
 
+    @abstractmethod
     def function(self, module: Handle, name: str) -> Handle:
-        """An entry point of a module."""
+        """Return an entry point of a module."""
 
+    @abstractmethod
     def launch(
         self,
         function: Handle,
@@ -124,38 +152,38 @@ class Binding(Protocol):
         params: Any,
         stream: Handle,
     ) -> None:
-        """Launch a kernel whose one parameter is `params`, a ctypes structure that is copied."""
+        """Launch a kernel with one parameter: `params`, a ctypes structure, which is copied."""
 
 
 _MEMORY = "free GPU memory, or load with fewer streams, a smaller max_batch, or a smaller max_pixels"
-_INSTALL = "install NVIDIA's driver, and see what `nvidia-smi` says"
+_INSTALL = "install NVIDIA's driver and check `nvidia-smi`"
 _LOST = (
-    "the GPU's context is lost to this process: start a new one, and run it under `compute-sanitizer` to find the "
-    "kernel that failed; `dmesg | grep -i xid` tells of failing hardware"
+    "the CUDA context of this process is lost: start a new process, under `compute-sanitizer` to find the kernel "
+    "that failed; `dmesg | grep -i xid` shows hardware errors"
 )
-_OURS = "this is a fault of the product: report it with this text"
-_CAPTURE = "load with cuda_graph=False to go on without CUDA graphs, and report this text"
+_INTERNAL = "this is a bug of centernet-trt: report it with this message"
+_CAPTURE = "load with cuda_graph=False to run without CUDA graphs, and report this message"
 
-# Codes of CUresult that a user can do something about.
+# CUresult codes that a user can act on.
 _HINTS = {
     2: _MEMORY,
     3: _INSTALL,
-    34: "this is a stub library of the CUDA toolkit, not the driver: take it off LD_LIBRARY_PATH",
-    46: "another process holds the GPU in exclusive mode: `nvidia-smi -q -d COMPUTE` names it",
-    100: "no GPU is visible: see `nvidia-smi` and CUDA_VISIBLE_DEVICES; in a container, start it with --gpus all",
-    101: "choose one of the devices that `nvidia-smi -L` lists",
-    200: _OURS,
-    209: "the kernels were compiled for another GPU: empty the cache folder, and see the supported architectures",
-    218: _OURS,
+    34: "this is a stub library of the CUDA toolkit, not the driver: remove it from LD_LIBRARY_PATH",
+    46: "another process holds the GPU in exclusive mode: see `nvidia-smi -q -d COMPUTE`",
+    100: "no GPU is visible: check `nvidia-smi` and CUDA_VISIBLE_DEVICES; start containers with --gpus all",
+    101: "choose one of the devices listed by `nvidia-smi -L`",
+    200: _INTERNAL,
+    209: "the kernels were compiled for another GPU: empty the cache folder and check the supported architectures",
+    218: _INTERNAL,
     222: "install a newer NVIDIA driver",
-    701: _OURS,
-    801: "this GPU or driver cannot do it: install a newer NVIDIA driver",
+    701: _INTERNAL,
+    801: "not supported by this GPU or driver: install a newer NVIDIA driver",
     802: "NVIDIA's system services are not ready: see `systemctl status nvidia-fabricmanager`",
-    803: "the driver's kernel module and its library differ: restart the machine after a driver update",
-    804: "the CUDA compatibility package does not go with this GPU: take it off LD_LIBRARY_PATH",
+    803: "the driver's kernel module and library differ: reboot after a driver update",
+    804: "the CUDA compatibility package does not support this GPU: remove it from LD_LIBRARY_PATH",
 }
 _OUT_OF_MEMORY = 2
-# After these every later call of the process fails on the same context.
+# After these codes every later call on the context fails.
 _CONTEXT_LOST = frozenset({4, 201, 214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719})
 _CAPTURE_CODES = range(900, 910)
 
@@ -163,7 +191,11 @@ _CAPTURE_CODES = range(900, 910)
 class DriverError(CudaError):
     """A call of the CUDA driver failed.
 
-    `call`: its name. `code`: the number of its CUresult. `context_lost`: no call can succeed any more in this process.
+    Attributes:
+        call: name of the driver function.
+        code: value of its CUresult.
+        name: name of its CUresult.
+        meaning: the driver's description of it.
     """
 
     def __init__(self, call: str, code: int, name: str, meaning: str) -> None:
@@ -185,9 +217,9 @@ class DriverError(CudaError):
 
 
 def hint_for(code: int) -> str:
-    """What to do about a code of CUresult."""
+    """Return what a user can do about a CUresult code."""
     if code in _CONTEXT_LOST:
         return _LOST
     if code in _CAPTURE_CODES:
         return _CAPTURE
-    return _HINTS.get(code, "see the code in NVIDIA's documentation of the CUDA driver API")
+    return _HINTS.get(code, "see this code in NVIDIA's documentation of the CUDA driver API")

@@ -1,4 +1,4 @@
-"""Device: a GPU's primary context, and finding GPUs."""
+"""Device: the primary context of a GPU; finding GPUs and bindings."""
 
 import ctypes
 import importlib
@@ -17,17 +17,16 @@ from centernet_trt.runtime.cuda.resources import DeviceBuffer, Event, Module, Pi
 # Members of the driver's CUdevice_attribute.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
-
 _log = logging.getLogger(__name__)
 
 
 class Device:
-    """One GPU, by its primary context. A context manager; close it, or everything it holds stays until the process ends."""
+    """The primary context of a GPU and the resources made in it, freed by `close` alone. A context manager."""
 
     def __init__(self, binding: Binding, graphs: CudaBindings, info: DeviceInfo) -> None:
         """Use `Device.open`."""
         self.binding = binding
-        self.graphs = graphs  # PyCUDA has none; its streams go with those of cuda-bindings
+        self.graphs = graphs  # PyCUDA has no graphs; cuda-bindings accepts its streams by number
         self.info = info
         self.current = Current(self)
         self._process = os.getpid()
@@ -40,11 +39,11 @@ class Device:
         """Open a GPU.
 
         Args:
-            device: its number among the visible ones, or its UUID (or the beginning of it) as `nvidia-smi -L` writes it.
-            binding: the Python package to reach the driver by; `auto` takes PyCUDA where it is installed.
+            device: index among the visible devices, or UUID (a prefix suffices) as `nvidia-smi -L` prints it.
+            binding: Python package for the driver; `auto` prefers PyCUDA if it is installed.
 
         Raises:
-            CudaError: no such device, no driver, or the binding cannot be used.
+            CudaError: no such device, no driver, or the binding is unusable.
         """
         calls = load_binding(binding)
         graphs = calls if isinstance(calls, CudaBindings) else CudaBindings()
@@ -61,13 +60,13 @@ class Device:
         return os.getpid() != self._process
 
     def check_usable(self) -> None:
-        """Raise CudaError when the device is closed, or was opened by the process that this one was forked from."""
+        """Raise CudaError if the device is closed or was opened before this process was forked."""
         if self._context is None:
             raise CudaError("the GPU is closed", "open it again: Device.open(...), or Detector.load(...)")
         if self.foreign_process:
             raise CudaError(
                 f"the GPU was opened by process {self._process} and cannot be used in its fork {os.getpid()}",
-                "load the detector in each process, after the fork, or start processes by 'spawn'",
+                "load the detector after the fork, in each process, or start processes with 'spawn'",
             )
 
     def __enter__(self) -> Self:
@@ -77,19 +76,19 @@ class Device:
         self.close()
 
     def allocate(self, nbytes: int) -> DeviceBuffer:
-        """Device memory, aligned to 256 bytes, of any content."""
+        """Allocate device memory, uninitialised, aligned to 256 bytes."""
         return DeviceBuffer(self, nbytes)
 
     def allocate_pinned(self, nbytes: int) -> PinnedBuffer:
-        """Page-locked host memory, of any content."""
+        """Allocate pinned (page-locked) host memory, uninitialised."""
         return PinnedBuffer(self, nbytes)
 
     def stream(self) -> Stream:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not synchronise with the default stream."""
         return Stream(self)
 
     def event(self, timing: bool = False, spin: bool = True) -> Event:
-        """An event; `spin=False` lets those who wait for it sleep, at some microseconds of latency."""
+        """Create an event; with `spin=False` waiting threads sleep, at some microseconds of latency."""
         return Event(self, timing, spin)
 
     def load_module(self, cubin: bytes) -> Module:
@@ -97,14 +96,14 @@ class Device:
         return Module(self, cubin)
 
     def free_memory(self) -> int:
-        """Bytes of device memory that nobody uses."""
+        """Return the free device memory in bytes."""
         with self.current:
             return self.binding.free_memory()
 
     def close(self) -> None:
-        """Free everything that was made in the context, youngest first, then the context. May be called twice.
+        """Free all resources, newest first, then release the context. Idempotent.
 
-        In a fork of the process this does nothing: what there is to free belongs to the parent.
+        A no-op in a forked process, where the resources belong to the parent.
         """
         if self._context is None or self.foreign_process:
             return
@@ -115,26 +114,26 @@ class Device:
         try:
             self.binding.release(self.info.index, context)
         except CudaError as error:
-            _log.warning("the GPU's context could not be given back: %s", error.message)
+            _log.warning("the CUDA context could not be released: %s", error.message)
 
     def register(self, resource: Resource) -> None:
-        """Have a resource closed with the device."""
+        """Add a resource to those that `close` frees."""
         with self._lock:
             self._resources[id(resource)] = resource
 
     def unregister(self, resource: Resource) -> None:
-        """The resource has been closed."""
+        """Remove a closed resource."""
         with self._lock:
             self._resources.pop(id(resource), None)
 
     @property
     def open_resources(self) -> int:
-        """How many buffers, streams, events, modules and graphs are open."""
+        """Number of open buffers, streams, events, modules and graphs."""
         return len(self._resources)
 
 
 class Current:
-    """`with device.current:` makes the context current in this thread; it nests at no cost."""
+    """`with device.current:` makes the context current in this thread; only the outermost block calls the driver."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -154,23 +153,23 @@ class Current:
 
 
 def close_all(resources: list[Any]) -> None:
-    """Close one after the other, whatever fails; the failures are logged as one warning."""
+    """Close all resources in order; failures are logged as one warning."""
     failures: Counter[str] = Counter()
     for resource in resources:
         try:
             resource.close()
-        except Exception as error:  # noqa: BLE001 - teardown goes on, whatever it was
+        except Exception as error:  # noqa: BLE001 - teardown continues
             failures[getattr(error, "message", None) or repr(error)] += 1
     if failures:
         listed = "; ".join(f"{text} ({count} times)" for text, count in failures.items())
-        _log.warning("%d of %d could not be freed: %s", failures.total(), len(resources), listed)
+        _log.warning("%d of %d resources could not be freed: %s", failures.total(), len(resources), listed)
 
 
 def find_device(graphs: CudaBindings, wanted: int | str) -> DeviceInfo:
-    """The device of this number or UUID.
+    """Return the device with this index or UUID prefix.
 
     Raises:
-        CudaError: there is no such device; the message lists those that there are.
+        CudaError: no device or several match; the message lists all devices.
     """
     found = [graphs.describe(index) for index in range(graphs.device_count())]
     if isinstance(wanted, str) and wanted.isdecimal():
@@ -184,7 +183,7 @@ def find_device(graphs: CudaBindings, wanted: int | str) -> DeviceInfo:
         return matching[0]
     listed = "; ".join(f"{info.index}: {info.name} {info.uuid}" for info in found) or "none"
     problem = f"{len(matching)} GPUs match {wanted!r}" if matching else f"there is no GPU {wanted!r}"
-    raise CudaError(f"{problem}; there are: {listed}", "name one of these by its number or its whole UUID")
+    raise CudaError(f"{problem}; found: {listed}", "give the index or the full UUID of one of them")
 
 
 def _plain_uuid(text: str) -> str:
@@ -192,32 +191,31 @@ def _plain_uuid(text: str) -> str:
 
 
 def load_binding(name: BindingName = "auto") -> Binding:
-    """The binding of this name; `auto` takes PyCUDA where it is installed, else cuda-bindings.
+    """Create a binding; `auto` prefers PyCUDA if it is installed, else uses cuda-bindings.
 
     Raises:
-        CudaError: the package is not installed or does not load, or there is no NVIDIA driver.
+        CudaError: the package cannot be imported, or there is no NVIDIA driver.
     """
-    # Heavy packages: each is imported where it is used.
     if name == "cuda-bindings":
-        from centernet_trt.runtime.cuda.cuda_bindings import CudaBindings
-
         return CudaBindings()
     if name == "pycuda":
         from centernet_trt.runtime.cuda.pycuda import PyCuda
 
         return PyCuda()
     if name != "auto":
-        raise CudaError(f"there is no driver binding {name!r}", "bindings are: auto, pycuda, cuda-bindings")
+        raise CudaError(f"there is no driver binding {name!r}", "expected auto, pycuda or cuda-bindings")
     if importlib.util.find_spec("pycuda") is not None:
         try:
             return load_binding("pycuda")
         except CudaError as error:
-            _log.warning("PyCUDA is installed and cannot be used, cuda-bindings is taken: %s", error.message)
+            _log.warning(
+                "PyCUDA is installed but cannot be used; falling back to cuda-bindings: %s", error.message
+            )
     return load_binding("cuda-bindings")
 
 
 def gpu_count() -> int:
-    """Return how many NVIDIA GPUs the driver shows; 0 without a driver, and whatever else is wrong."""
+    """Return the number of visible GPUs; 0 if the driver is missing or fails."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         count = ctypes.c_int(0)
@@ -229,15 +227,15 @@ def gpu_count() -> int:
 
 
 def first_gpu() -> tuple[str, tuple[int, int]] | None:
-    """Name and compute capability of the first visible GPU, the one that full TensorRT builds for; None without one."""
+    """Return name and compute capability of the first visible GPU, for which full TensorRT builds; None without a GPU."""
     if gpu_count() == 0:
         return None
     driver = ctypes.CDLL("libcuda.so.1")
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
     numbers = ctypes.c_int(), ctypes.c_int()
     statuses = [driver.cuDeviceGet(ctypes.byref(device), 0), driver.cuDeviceGetName(name, 256, device)]
-    for number, which in zip(numbers, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
-        statuses.append(driver.cuDeviceGetAttribute(ctypes.byref(number), which, device))
+    for number, attribute in zip(numbers, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
+        statuses.append(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device))
     if any(statuses):
         return None
     return name.value.decode(errors="replace"), (numbers[0].value, numbers[1].value)

@@ -1,4 +1,4 @@
-"""Arrays and streams of other libraries: DLPack, `__cuda_array_interface__`, stream handles."""
+"""DeviceArray and DeviceImage: arrays of other libraries by DLPack or `__cuda_array_interface__`; their streams."""
 
 import ctypes
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class DeviceArray:
     """An array in GPU memory.
 
     Attributes:
-        address: of its first element.
+        address: device address of the first element.
         shape: in elements.
-        strides: from one element to the next along each axis, in bytes.
+        strides: in bytes.
         dtype: NumPy's name, such as `uint8`.
-        stream: number of the stream that its content is ready on; None when it is ready.
-        owner: keeps the memory alive.
+        stream: number of the stream that produces the content; None if the content is ready.
+        owner: object that keeps the memory alive.
     """
 
     address: int
@@ -35,22 +35,22 @@ class DeviceArray:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one element."""
+        """Size of an element in bytes."""
         return _item_bytes(self.dtype)
 
     @property
     def contiguous(self) -> bool:
-        """Whether its elements lie side by side in C order."""
+        """Whether the array is C-contiguous."""
         return self.strides == _packed(self.shape, self.itemsize)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements."""
+        """Size of all elements in bytes."""
         return prod(self.shape) * self.itemsize
 
 
 def is_device_array(source: object) -> bool:
-    """Whether this is an array in GPU memory."""
+    """Return whether an object is an array in GPU memory."""
     dlpack_device = getattr(source, "__dlpack_device__", None)
     if dlpack_device is not None:
         return int(dlpack_device()[0]) in _CUDA_KINDS
@@ -58,42 +58,42 @@ def is_device_array(source: object) -> bool:
 
 
 def device_array(source: Any) -> DeviceArray:
-    """The array; DLPack where there is a choice, because it says when the content is ready.
+    """Return the DeviceArray of an object, by DLPack if possible, because it synchronises with the producer.
 
     Raises:
-        InputError: no array in GPU memory, or one that the protocol does not give.
+        InputError: not an array in GPU memory, or its export fails.
     """
     if isinstance(source, DeviceArray):
         return source
     if not is_device_array(source):
         raise InputError(
-            f"an array in GPU memory was expected, found {type(source).__name__}",
-            "give a CuPy array, a CUDA tensor of PyTorch, or anything with __cuda_array_interface__ or DLPack",
+            f"expected an array in GPU memory, got {type(source).__name__}",
+            "pass a CuPy array, a CUDA tensor of PyTorch, or anything with __cuda_array_interface__ or DLPack",
         )
     if hasattr(source, "__dlpack__"):
         try:
             return _from_capsule(source.__dlpack__(stream=_LEGACY_STREAM), source)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"the array does not export itself by DLPack: {error}") from error
+            raise InputError(f"the array cannot be exported by DLPack: {error}") from error
     return _from_interface(source.__cuda_array_interface__, source)
 
 
-def _from_interface(told: dict[str, Any], owner: Any) -> DeviceArray:
-    typestr = str(told["typestr"])
+def _from_interface(interface: dict[str, Any], owner: Any) -> DeviceArray:
+    typestr = str(interface["typestr"])
     if typestr[:1] == ">" or typestr[1:2] not in _KINDS:
-        raise InputError(f"an array of element type {typestr} was given, little-endian numbers were expected")
+        raise InputError(f"expected an array of little-endian numbers, got element type {typestr}")
     bits = 8 * int(typestr[2:])
     kind = _KINDS[typestr[1]]
     dtype = kind if kind == "bool" else f"{kind}{bits}"
-    shape = tuple(int(side) for side in told["shape"])
-    strides = told.get("strides")
-    if told.get("mask") is not None:
-        raise InputError("a masked array was given")
-    stream = told.get("stream")
+    shape = tuple(int(side) for side in interface["shape"])
+    strides = interface.get("strides")
+    if interface.get("mask") is not None:
+        raise InputError("expected an array without a mask, got a masked array")
+    stream = interface.get("stream")
     if stream == 0:
-        raise InputError("the array names stream 0, which the protocol forbids")
+        raise InputError("the array names stream 0, which __cuda_array_interface__ forbids")
     return DeviceArray(
-        address=int(told["data"][0] or 0),
+        address=int(interface["data"][0] or 0),
         shape=shape,
         strides=_packed(shape, bits // 8) if strides is None else tuple(int(step) for step in strides),
         dtype=dtype,
@@ -103,7 +103,7 @@ def _from_interface(told: dict[str, Any], owner: Any) -> DeviceArray:
 
 
 class _DLTensor(ctypes.Structure):
-    """The head of DLManagedTensor, DLPack 0 and 1 without version."""
+    """DLTensor, the first member of an unversioned DLManagedTensor."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -124,14 +124,16 @@ def _from_capsule(capsule: Any, source: Any) -> DeviceArray:
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(get(capsule, b"dltensor"))
     if tensor.code not in _DLPACK_CODES or tensor.lanes != 1:
-        raise InputError(f"an array of DLPack type {tensor.code} with {tensor.lanes} lanes was given")
+        raise InputError(
+            f"expected an array of numbers, got DLPack type {tensor.code} with {tensor.lanes} lanes"
+        )
     dtype = f"{_DLPACK_CODES[tensor.code]}{tensor.bits}"
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
     item = tensor.bits // 8
     strides = _packed(shape, item)
     if tensor.strides:
         strides = tuple(tensor.strides[axis] * item for axis in range(tensor.ndim))
-    # The capsule is not consumed: dropping it with this object tells the owner that we are done.
+    # The capsule is not consumed: freeing it with this object releases the tensor.
     return DeviceArray(
         address=(tensor.data or 0) + tensor.byte_offset,
         shape=shape,
@@ -157,7 +159,15 @@ def _item_bytes(dtype: str) -> int:
 
 @dataclass(frozen=True)
 class DeviceImage:
-    """An image in GPU memory: (height, width) grey, or (height, width, channels), blue first, rows `pitch` bytes apart."""
+    """A uint8 image in GPU memory.
+
+    Attributes:
+        array: (height, width) or (height, width, channels).
+        height: in pixels.
+        width: in pixels.
+        channels: 1 (grey), 3 (BGR) or 4 (BGRA).
+        pitch: bytes from one row to the next.
+    """
 
     array: DeviceArray
     height: int
@@ -172,33 +182,36 @@ class DeviceImage:
 
 
 def device_image(source: Any) -> DeviceImage:
-    """An image of another library, as it lies in GPU memory.
+    """Return the DeviceImage of an array in GPU memory, without a copy.
 
     Raises:
-        InputError: no uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with packed pixels.
+        InputError: not a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with packed pixels.
     """
     array = device_array(source)
     shape = array.shape if len(array.shape) == 3 else (*array.shape, 1)
     strides = array.strides if len(array.strides) == 3 else (*array.strides, 1)
     if array.dtype != "uint8" or len(shape) != 3 or shape[2] not in (1, 3, 4) or 0 in shape:
         raise InputError(
-            f"a GPU image of {array.dtype} and shape {array.shape} was given, uint8 (H, W), (H, W, 1), (H, W, 3) or "
-            "(H, W, 4) was expected"
+            "expected a GPU image of uint8 and shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got "
+            f"{array.dtype} and shape {array.shape}"
         )
     height, width, channels = shape
     if (channels > 1 and strides[2] != 1) or strides[1] != channels or strides[0] < width * channels:
         raise InputError(
-            f"the pixels of the GPU image are not packed: strides {array.strides} for shape {array.shape}",
-            "make it contiguous first; only rows may be apart",
+            f"expected a GPU image with packed pixels, got strides {array.strides} for shape {array.shape}",
+            "make it contiguous; only rows may be padded",
         )
     return DeviceImage(array, height, width, channels, strides[0])
 
 
 def stream_number(stream: Any) -> int:
-    """The number of a stream of another library.
+    """Return the number (CUstream as an integer) of a stream of any library.
+
+    Args:
+        stream: a number, an object with `__cuda_stream__`, or a stream of PyTorch or CuPy.
 
     Raises:
-        InputError: it is no stream.
+        InputError: not a stream.
     """
     if isinstance(stream, int):
         return stream
@@ -208,5 +221,6 @@ def stream_number(stream: Any) -> int:
         if hasattr(stream, name):
             return int(getattr(stream, name))
     raise InputError(
-        f"a stream was expected, found {type(stream).__name__}", "give its number, or one of PyTorch or CuPy"
+        f"expected a CUDA stream, got {type(stream).__name__}",
+        "pass its number, or a stream of PyTorch or CuPy",
     )

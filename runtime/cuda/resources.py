@@ -1,25 +1,54 @@
-"""Streams, events, buffers, pinned buffers, modules and graphs."""
+"""Resource and its kinds: Stream, Event, DeviceBuffer, PinnedBuffer, RegisteredMemory, Module, Graph."""
 
 import ctypes
 import mmap
 import threading
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import CudaError
-from centernet_trt.runtime.cuda.binding import Dimensions, Handle
+from centernet_trt.runtime.cuda.binding import Binding, Dimensions, Handle
+from centernet_trt.runtime.cuda.cuda_bindings import CudaBindings
+from centernet_trt.runtime.cuda.interop import stream_number
 
-if TYPE_CHECKING:
-    from centernet_trt.runtime.cuda.device import Device
+
+class Owner(Protocol):
+    """What a resource needs of its Device."""
+
+    @property
+    def binding(self) -> Binding:
+        """Driver calls."""
+        ...
+
+    @property
+    def graphs(self) -> CudaBindings:
+        """Driver calls for graphs and registered memory."""
+        ...
+
+    @property
+    def current(self) -> AbstractContextManager[None]:
+        """Makes the device's context current in this thread."""
+        ...
+
+    @property
+    def foreign_process(self) -> bool:
+        """Whether this process is a fork of the one that opened the device."""
+        ...
+
+    def register(self, resource: "Resource") -> None:
+        """Add a resource to those that the device frees when it is closed."""
+
+    def unregister(self, resource: "Resource") -> None:
+        """Remove a closed resource."""
 
 
 class Resource:
-    """Base: something of the driver's, freed by `close()` and by nothing else. A context manager."""
+    """Base of driver objects, freed by `close()` alone, never by a finalizer. A context manager."""
 
-    def __init__(self, device: "Device") -> None:
+    def __init__(self, device: Owner) -> None:
         self.device = device
         self._open = True
         self._closing = threading.Lock()
@@ -31,7 +60,7 @@ class Resource:
         return not self._open
 
     def close(self) -> None:
-        """Free it. May be called twice, from any thread; in a fork of the process it does nothing."""
+        """Free the driver object. Idempotent and thread-safe; a no-op in a forked process."""
         with self._closing:
             if not self._open or self.device.foreign_process:
                 return
@@ -45,7 +74,7 @@ class Resource:
 
     def _check_open(self) -> None:
         if not self._open:
-            raise CudaError(f"the {type(self).__name__} is closed", "make another")
+            raise CudaError(f"the {type(self).__name__} is closed", "create a new one")
 
     def __enter__(self) -> Self:
         return self
@@ -55,9 +84,14 @@ class Resource:
 
 
 class DeviceBuffer(Resource):
-    """Device memory: `address`, aligned to 256 bytes, and `nbytes`. Other libraries see it as a uint8 array."""
+    """Device memory; other libraries see it as a uint8 array of shape (nbytes,).
 
-    def __init__(self, device: "Device", nbytes: int) -> None:
+    Attributes:
+        address: device address, aligned to 256 bytes.
+        nbytes: size in bytes.
+    """
+
+    def __init__(self, device: Owner, nbytes: int) -> None:
         with device.current:
             self.address = device.binding.allocate(max(nbytes, 1))
         self.nbytes = nbytes
@@ -79,9 +113,14 @@ class DeviceBuffer(Resource):
 
 
 class PinnedBuffer(Resource):
-    """Page-locked host memory: `address`, `nbytes`, and `array`, (nbytes,) uint8, which is gone after `close()`."""
+    """Pinned (page-locked) host memory.
 
-    def __init__(self, device: "Device", nbytes: int) -> None:
+    Attributes:
+        address: host address.
+        nbytes: size in bytes.
+    """
+
+    def __init__(self, device: Owner, nbytes: int) -> None:
         with device.current:
             self.address = device.binding.allocate_pinned(max(nbytes, 1))
         self.nbytes = nbytes
@@ -90,7 +129,7 @@ class PinnedBuffer(Resource):
 
     @property
     def array(self) -> npt.NDArray[np.uint8]:
-        """The memory as (nbytes,) uint8. Keep no view of it beyond `close()`."""
+        """The memory as (nbytes,) uint8. Views of it are invalid after `close()`."""
         self._check_open()
         assert self._array is not None
         return self._array
@@ -101,23 +140,23 @@ class PinnedBuffer(Resource):
 
 
 class RegisteredMemory(Resource):
-    """Host memory that Python owns, page-locked until `close()`. Arrays in it stay good after that, as ordinary memory."""
+    """Host memory owned by Python and pinned until `close()`; arrays in it stay valid after that, as pageable memory."""
 
-    def __init__(self, device: "Device", nbytes: int) -> None:
-        # Pages of its own, since two locked ranges must not share one; a shared mapping, which a fork does not copy on write.
+    def __init__(self, device: Owner, nbytes: int) -> None:
+        # Whole pages, since two pinned ranges must not share one; a shared mapping, which a fork does not copy on write.
         self._pages = mmap.mmap(-1, max(nbytes, 1))
         self.nbytes = nbytes
         self.address = int(self.view().ctypes.data)
         with device.current:
-            device.graphs.lock_host_memory(self.address, max(nbytes, 1))
+            device.graphs.register_host_memory(self.address, max(nbytes, 1))
         super().__init__(device)
 
     def view(self) -> npt.NDArray[np.uint8]:
-        """The memory as (nbytes,) uint8; it keeps the pages."""
+        """Return the memory as (nbytes,) uint8; the array keeps the pages alive."""
         return np.frombuffer(self._pages, np.uint8, self.nbytes)
 
     def _free(self) -> None:
-        self.device.graphs.unlock_host_memory(self.address)
+        self.device.graphs.unregister_host_memory(self.address)
 
 
 def _view(address: int, nbytes: int) -> npt.NDArray[np.uint8]:
@@ -125,26 +164,26 @@ def _view(address: int, nbytes: int) -> npt.NDArray[np.uint8]:
 
 
 class Event(Resource):
-    """A point of a stream to wait for, or to measure from."""
+    """A point in a stream's work, to wait for or to measure time from."""
 
-    def __init__(self, device: "Device", timing: bool, spin: bool) -> None:
+    def __init__(self, device: Owner, timing: bool, spin: bool) -> None:
         with device.current:
             self.handle: Handle = device.binding.create_event(timing, spin)
         super().__init__(device)
 
     def synchronize(self) -> None:
-        """Wait for it in this thread."""
+        """Block this thread until the event has completed."""
         with self.device.current:
             self.device.binding.synchronize_event(self.handle)
 
     @property
     def done(self) -> bool:
-        """Whether it has happened; true before it was ever recorded."""
+        """Whether the event has completed; true before its first recording."""
         with self.device.current:
             return self.device.binding.event_done(self.handle)
 
     def elapsed_ms(self, before: "Event") -> float:
-        """Milliseconds from another event to this one; both made with `timing`, and done."""
+        """Return the milliseconds from another event to this one; both created with `timing` and completed."""
         with self.device.current:
             return self.device.binding.elapsed_ms(before.handle, self.handle)
 
@@ -155,13 +194,13 @@ class Event(Resource):
 class Module(Resource):
     """Loaded device code."""
 
-    def __init__(self, device: "Device", cubin: bytes) -> None:
+    def __init__(self, device: Owner, cubin: bytes) -> None:
         with device.current:
             self.handle: Handle = device.binding.load_module(cubin)
         super().__init__(device)
 
     def function(self, name: str) -> Handle:
-        """An entry point; good until the module is closed."""
+        """Return an entry point; valid until the module is closed."""
         self._check_open()
         with self.device.current:
             return self.device.binding.function(self.handle, name)
@@ -171,14 +210,14 @@ class Module(Resource):
 
 
 class Graph(Resource):
-    """Recorded work, launched as a whole; made by `Stream.end_capture`."""
+    """An executable CUDA graph, made by `Stream.end_capture`."""
 
-    def __init__(self, device: "Device", executable: Handle) -> None:
+    def __init__(self, device: Owner, executable: Handle) -> None:
         self.handle = executable
         super().__init__(device)
 
     def launch(self, stream: "Stream") -> None:
-        """Enqueue it; pointers and shapes are those of the recording."""
+        """Enqueue the graph, with the addresses and shapes of its capture."""
         with self.device.current:
             self.device.graphs.launch_graph(self.handle, stream.number)
 
@@ -187,9 +226,9 @@ class Graph(Resource):
 
 
 class Stream(Resource):
-    """A queue of work for the GPU. `number` is its handle as other libraries take it; `__cuda_stream__` gives it."""
+    """A CUDA stream; `number` is its CUstream as an integer, for other libraries (`__cuda_stream__` returns it too)."""
 
-    def __init__(self, device: "Device") -> None:
+    def __init__(self, device: Owner) -> None:
         with device.current:
             self.handle, self.number = device.binding.create_stream()
         super().__init__(device)
@@ -198,22 +237,22 @@ class Stream(Resource):
         return 0, self.number
 
     def synchronize(self) -> None:
-        """Wait in this thread for all of its work."""
+        """Block this thread until all work of the stream is done."""
         with self.device.current:
             self.device.binding.synchronize(self.handle)
 
     def copy_to_device(self, target: int, source: int, nbytes: int) -> None:
-        """Copy from pinned memory to device memory, by addresses."""
+        """Copy from pinned memory to device memory, asynchronously; `target` and `source` are addresses."""
         with self.device.current:
             self.device.binding.copy_to_device(target, source, nbytes, self.handle)
 
     def copy_to_host(self, target: int, source: int, nbytes: int) -> None:
-        """Copy from device memory to pinned memory, by addresses."""
+        """Copy from device memory to pinned memory, asynchronously; `target` and `source` are addresses."""
         with self.device.current:
             self.device.binding.copy_to_host(target, source, nbytes, self.handle)
 
     def fill(self, address: int, value: int, nbytes: int) -> None:
-        """Set every byte of device memory."""
+        """Set every byte of device memory, asynchronously."""
         with self.device.current:
             self.device.binding.fill(address, value, nbytes, self.handle)
 
@@ -225,47 +264,60 @@ class Stream(Resource):
         shared_bytes: int,
         params: ctypes.Structure,
     ) -> None:
-        """Launch a kernel whose one parameter is `params`, which is copied at once."""
+        """Launch a kernel with one parameter, `params`, which is copied by the call."""
         with self.device.current:
             self.device.binding.launch(function, grid, block, shared_bytes, params, self.handle)
 
     def record(self, event: Event) -> None:
-        """Let the event mark the end of what is enqueued."""
+        """Record the event after the work enqueued so far."""
         with self.device.current:
             self.device.binding.record(event.handle, self.handle)
 
-    def wait(self, event: Event) -> None:
-        """Let what is enqueued from now on wait for the event."""
-        with self.device.current:
-            self.device.binding.wait_event(self.handle, event.handle)
+    def wait(self, event_or_stream: Any) -> None:
+        """Make later work of this stream wait for an event, or for the work enqueued on another stream.
 
-    def wait_for(self, other: int) -> None:
-        """Let what is enqueued from now on wait for all work of a stream of another library, by its number."""
-        order(self.device, other, self.number)
+        Args:
+            event_or_stream: an Event, or a stream of any library or its number (see `interop.stream_number`).
 
-    def hold_up(self, other: int) -> None:
-        """Let later work of another library's stream, by its number, wait for what is enqueued here."""
-        order(self.device, self.number, other)
+        Raises:
+            InputError: neither an event nor a stream.
+        """
+        if isinstance(event_or_stream, Event):
+            with self.device.current:
+                self.device.binding.wait_event(self.handle, event_or_stream.handle)
+        else:
+            _order(self.device, stream_number(event_or_stream), self.number)
+
+    def make_wait(self, other: Any) -> None:
+        """Make later work of another stream wait for the work enqueued on this one.
+
+        Args:
+            other: a stream of any library, or its number.
+
+        Raises:
+            InputError: not a stream.
+        """
+        _order(self.device, self.number, stream_number(other))
 
     def begin_capture(self) -> None:
-        """Record what this thread enqueues instead of doing it, until `end_capture` or `abandon_capture`."""
+        """Capture what this thread enqueues instead of running it, until `end_capture` or `abandon_capture`."""
         with self.device.current:
             self.device.graphs.begin_capture(self.number)
 
     def end_capture(self) -> Graph:
-        """The recorded work as a graph.
+        """Stop capturing and return the captured work as a graph.
 
         Raises:
-            DriverError: something was done meanwhile that cannot be recorded; the stream is usable again.
+            DriverError: an operation in between cannot be captured; the stream is usable again.
         """
         graphs, graph = self.device.graphs, None
         with self.device.current:
-            recorded = graphs.end_capture(self.number)
+            captured = graphs.end_capture(self.number)
             try:
                 try:
-                    graph = Graph(self.device, graphs.instantiate(recorded))
+                    graph = Graph(self.device, graphs.instantiate(captured))
                 finally:
-                    graphs.destroy_graph(recorded)
+                    graphs.destroy_graph(captured)
                 graphs.upload_graph(graph.handle, self.number)
             except CudaError:
                 with suppress(CudaError):
@@ -275,9 +327,9 @@ class Stream(Resource):
             return graph
 
     def abandon_capture(self) -> None:
-        """End a recording and throw it away; the stream is usable again."""
+        """Stop capturing and discard what was captured; the stream is usable again."""
         graphs = self.device.graphs
-        # A recording that was lost already is an error, and ended as well.
+        # An invalidated capture raises, but is ended too.
         with self.device.current, suppress(CudaError):
             graphs.destroy_graph(graphs.end_capture(self.number))
 
@@ -285,8 +337,8 @@ class Stream(Resource):
         self.device.binding.destroy_stream(self.handle)
 
 
-def order(device: "Device", first: int, then: int) -> None:
-    """Let later work of the stream `then` wait for the work of the stream `first`, both by number."""
+def _order(device: Owner, first: int, then: int) -> None:
+    """Make later work of stream number `then` wait for the work enqueued on stream number `first`."""
     graphs = device.graphs
     with device.current:
         event = graphs.create_event(timing=False, spin=True)
@@ -294,4 +346,4 @@ def order(device: "Device", first: int, then: int) -> None:
             graphs.record(event, first)
             graphs.wait_event(then, event)
         finally:
-            graphs.destroy_event(event)  # the driver keeps it until the wait is over
+            graphs.destroy_event(event)  # the driver frees it after the wait

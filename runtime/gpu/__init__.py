@@ -1,1 +1,1 @@
-"""The GPU backend: kernels and engine on streams."""
+"""The GPU backend: CUDA kernels and a TensorRT engine on streams."""

@@ -12,11 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import BackendError, CenterNetError, CudaError, InputError
-from centernet_trt.runtime.backend import Batch, GpuOptions, Heads, InferenceRequest, LoadedImage, MemoryUse
+from centernet_trt.runtime.backend import (
+    Batch,
+    GpuOptions,
+    Heads,
+    InferenceRequest,
+    LoadedImage,
+    Mark,
+    MemoryUse,
+)
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import DriverError
 from centernet_trt.runtime.cuda.device import Device, close_all
 from centernet_trt.runtime.cuda.interop import DeviceImage
+from centernet_trt.runtime.cuda.resources import Stream
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.gpu.buffers import (
     StreamBuffers,
@@ -26,7 +35,7 @@ from centernet_trt.runtime.gpu.buffers import (
     plan_stream,
 )
 from centernet_trt.runtime.gpu.kernels import Kernels
-from centernet_trt.runtime.gpu.lane import Lane
+from centernet_trt.runtime.gpu.lane import STAGES, Lane
 from centernet_trt.runtime.gpu.pinned import PinnedImages
 from centernet_trt.runtime.host.decode import check_heads
 from centernet_trt.runtime.host.preprocess import level_table
@@ -36,10 +45,10 @@ from centernet_trt.runtime.trt.context import TensorRTExecutor
 
 
 class LanePool:
-    """The lanes that nobody uses. Safe to use from many threads."""
+    """The idle lanes. Safe to use from many threads."""
 
     def __init__(self, device: Device, lanes: Sequence[Lane]) -> None:
-        """All are idle."""
+        """Start with all lanes idle."""
         self._device = device
         self._count = len(lanes)
         self._idle = list(lanes)
@@ -50,10 +59,10 @@ class LanePool:
         self._lost: DriverError | None = None
 
     def take(self) -> Lane:
-        """An idle lane; waits for one. Not for those who hold another: two of them could wait for ever.
+        """Take an idle lane; waits for one. The caller must hold no other lane: two such callers could deadlock.
 
         Raises:
-            BackendError: the pipeline is closed.
+            BackendError: the backend is closed.
             CudaError: the GPU cannot be used.
         """
         self.check_usable()
@@ -64,14 +73,14 @@ class LanePool:
             return self._idle.pop()  # the one used last: its graphs and caches are warm
 
     def take_idle(self) -> Lane | None:
-        """An idle lane, None where there is none; raises what `take` raises."""
+        """Take an idle lane, None if there is none; raises what `take` raises."""
         self.check_usable()
         with self._lock:
             self._check_open()
             return self._idle.pop() if self._idle else None
 
     def give_back(self, lane: Lane, error: BaseException | None = None) -> None:
-        """The lane is idle again; `error` ended its work."""
+        """Return a lane, which is idle again; `error` ended its work."""
         with self._lock:
             if isinstance(error, DriverError) and error.context_lost:
                 self._lost = error
@@ -83,7 +92,7 @@ class LanePool:
         """Make sure that a lane can be taken, now or later.
 
         Raises:
-            BackendError: the pipeline is closed.
+            BackendError: the backend is closed.
             CudaError: this process is a fork, or the GPU's context is lost.
         """
         self._check_open()
@@ -92,7 +101,7 @@ class LanePool:
         self._device.check_usable()
 
     def close(self) -> bool:
-        """Let nobody take a lane any more, and wait until all are idle; False where another call has done it before."""
+        """Close the pool and wait until all lanes are idle. Returns False if it was closed before."""
         with self._lock:
             if self._closing:
                 return False
@@ -119,23 +128,39 @@ InFlight = deque[tuple[Lane, list[Detections]]]
 
 
 class GpuBackend:
-    """A bundle's plan with everything around it on one GPU. Safe to use from many threads; close it."""
+    """Runs a bundle's plan, between the two kernels, on one GPU. Safe to use from many threads; close it."""
 
     note = ""
+    stages = STAGES
 
-    def __init__(self, bundle: EngineBundle, options: GpuOptions, device: Device) -> None:
-        """Use `GpuBackend.load`."""
+    def __init__(
+        self,
+        bundle: EngineBundle,
+        options: GpuOptions,
+        device: Device,
+        kernels: Kernels | None = None,
+        executor: TensorRTExecutor | None = None,
+    ) -> None:
+        """Take over a device; see `GpuBackend.load`.
+
+        Args:
+            bundle: already read.
+            options: see `GpuOptions`.
+            device: closed with the backend.
+            kernels: loaded on the device, and closed with the backend; None loads them.
+            executor: of the bundle's network on the device, closed with the backend; None loads the bundle's plan.
+        """
         self.options = options.within(bundle.manifest.profiles)
         self.device = device
-        self._parts: list[Any] = []  # in the order of their making
+        self._parts: list[Any] = []  # in order of creation
         self._lanes: list[Lane] = []
-        self._warming = threading.Lock()  # two that each hold some streams and want all would wait for ever
+        self._warming = threading.Lock()  # two callers that each hold some lanes and want all would deadlock
         try:
-            self._build(bundle)
+            self._build(bundle, kernels, executor)
         except BaseException:
             self._tear_down()
             raise
-        # Not closed by its owner, it is closed before the driver goes; the garbage collector frees nothing.
+        # Unless its owner closes it, it is closed before the driver unloads; the garbage collector frees nothing.
         atexit.register(self.close)
 
     @classmethod
@@ -155,19 +180,21 @@ class GpuBackend:
             device.close()
             raise
 
-    def _build(self, bundle: EngineBundle) -> None:
+    def _build(
+        self, bundle: EngineBundle, kernels: Kernels | None, executor: TensorRTExecutor | None
+    ) -> None:
         options, device, manifest = self.options, self.device, bundle.manifest
         assert options.max_batch is not None
         self._profiles = manifest.profiles
         self._most_rows = max(batch for batch, _, _ in largest_shapes(manifest.profiles, options.max_batch))
         check_heads({head.name: (1, head.channels, 1, 1) for head in manifest.heads}, manifest.spec)
-        kernels = self._keep(self._open_kernels(device))
-        self._executor = self._keep(self._open_network(bundle, device))
+        kernels = self._keep(kernels or Kernels(device))
+        self.executor = self._keep(executor or TensorRTExecutor(bundle, device))
         self._memory = plan_stream(
             manifest,
             options.max_batch,
             options.max_pixels,
-            self._executor.workspace_bytes,
+            self.executor.workspace_bytes,
             device.info.multiprocessors,
         )
         levels = level_table(manifest.spec.input).tobytes()
@@ -184,7 +211,7 @@ class GpuBackend:
                 options.spin,
                 self._locked,
             )
-            lane = self._keep(Lane(self._executor, kernels, buffers, options.cuda_graph, options.max_graphs))
+            lane = self._keep(Lane(self.executor, kernels, buffers, options.cuda_graph, options.max_graphs))
             self._lanes.append(lane)
         self._upload_levels(levels)
         self._pool = LanePool(device, self._lanes)
@@ -192,12 +219,6 @@ class GpuBackend:
         self._room, self._largest_image = (
             self._memory.staging - descriptor_bytes(rows) for rows in (self._most_rows, 1)
         )
-
-    def _open_kernels(self, device: Device) -> Kernels:
-        return Kernels(device)
-
-    def _open_network(self, bundle: EngineBundle, device: Device) -> TensorRTExecutor:
-        return TensorRTExecutor(bundle, device)
 
     def _upload_levels(self, levels: bytes) -> None:
         buffers = self._lanes[0].buffers
@@ -210,14 +231,24 @@ class GpuBackend:
         return part
 
     @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The CUDA streams that batches run on, for events and copies of the caller's."""
+        return tuple(lane.buffers.stream for lane in self._lanes)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether every shape that has run so far, and is kept, runs as a CUDA graph."""
+        return all(recorded for lane in self._lanes for recorded in lane.programs.values())
+
+    @property
     def memory(self) -> MemoryUse:
-        """What is allocated, and for what."""
-        use = memory_use(self.options.streams, self._memory, self._executor.plan.bytes, self._levels.nbytes)
+        """Bytes allocated, by purpose."""
+        use = memory_use(self.options.streams, self._memory, self.executor.plan.bytes, self._levels.nbytes)
         made = self._locked.nbytes
         return replace(use, pinned=use.pinned | {"images of pinned_image()": made}) if made else use
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
-        """An image of any content in page-locked memory, for callers to fill; see `PinnedImages.make`."""
+        """An uninitialised image (height, width, 3) uint8 in pinned memory; see `PinnedImages.make`."""
         self._pool.check_usable()
         return self._locked.make(height, width)
 
@@ -227,29 +258,44 @@ class GpuBackend:
         return self.options.max_batch or 1
 
     def check_image(self, image: LoadedImage) -> None:
-        """Raise InputError for an image from the host that does not fit into the upload buffer."""
+        """Raise InputError for an image on the host that does not fit into the upload buffer."""
         if not isinstance(image, DeviceImage) and image.nbytes > self._largest_image:
             height, width = image.shape[:2]
             raise InputError(
-                f"an image of {width}x{height} pixels was given, the detector was loaded for {self.options.max_pixels} "
+                f"got an image of {width}x{height} pixels, but the detector was loaded for {self.options.max_pixels} "
                 "pixels",
                 "load it with a larger max_pixels, or scale the image down",
             )
 
-    def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
-        """Detections of every batch; the batches overlap on as many streams as are idle.
+    def run(self, batches: Iterable[Batch], mark: Mark | None = None) -> list[list[Detections]]:
+        """Run batches; they overlap on as many streams as are idle.
 
         Args:
             batches: images each whose placements share one network size; larger ones than `max_batch`, or than the
                 upload buffer, are cut.
+            mark: called when each of `stages` is enqueued. Marked batches run one after the other and without their
+                CUDA graphs; with one stream, events recorded on it (`streams`) measure the stages.
+
+        Returns:
+            For every batch, the detections of each of its images.
 
         Raises:
-            BackendError: TensorRT refused, or the pipeline is closed.
-            CudaError: the driver refused; what was under way is given up.
+            BackendError: TensorRT refused, or the backend is closed.
+            CudaError: the driver refused; what was in flight is given up.
         """
         batches = list(batches)
         if len(batches) == 1 and len(batches[0]) == 1:
-            return [self._run_one(batches[0])]
+            # Nothing overlaps with a single image: the context is made current once, from start to end.
+            lane = self._pool.take()
+            try:
+                with self.device.current:
+                    lane.start(batches[0], mark)
+                    one = lane.finish()
+            except BaseException as error:
+                self._pool.give_back(lane, error)
+                raise
+            self._pool.give_back(lane)
+            return [one]
         self._pool.check_usable()
         found: list[list[Detections]] = []
         in_flight: InFlight = deque()
@@ -259,29 +305,18 @@ class GpuBackend:
                 found.append(results)
                 for part in self._cut(batch):
                     lane = self._next_lane(in_flight)
-                    self._start(lane, part)
+                    self._start(lane, part, mark)
                     in_flight.append((lane, results))
+                    if mark is not None:
+                        self._finish(in_flight)
             while in_flight:
                 self._finish(in_flight)
         finally:
-            while in_flight:  # an error: the others' work is waited for and dropped
+            while in_flight:  # after an error: wait for the others and drop their results
                 try:
                     self._finish(in_flight)
                 except CenterNetError as error:
-                    _log.debug("a batch under way failed as well: %s", error)
-        return found
-
-    def _run_one(self, batch: Batch) -> list[Detections]:
-        """A batch that nothing overlaps with: the context is made current once, from start to end."""
-        lane = self._pool.take()
-        try:
-            with self.device.current:
-                lane.start(batch)
-                found = lane.finish()
-        except BaseException as error:
-            self._pool.give_back(lane, error)
-            raise
-        self._pool.give_back(lane)
+                    _log.debug("a batch in flight failed as well: %s", error)
         return found
 
     def _cut(self, batch: Batch) -> list[list[InferenceRequest]]:
@@ -303,7 +338,7 @@ class GpuBackend:
         return parts
 
     def _next_lane(self, in_flight: InFlight) -> Lane:
-        """An idle lane; who holds others finishes them first, for waiting while holding could last for ever."""
+        """An idle lane; finishes the batches in flight first where there is none, since waiting while holding could deadlock."""
         while in_flight:
             lane = self._pool.take_idle()
             if lane is not None:
@@ -311,9 +346,9 @@ class GpuBackend:
             self._finish(in_flight)
         return self._pool.take()
 
-    def _start(self, lane: Lane, part: list[InferenceRequest]) -> None:
+    def _start(self, lane: Lane, part: list[InferenceRequest], mark: Mark | None) -> None:
         try:
-            lane.start(part)
+            lane.start(part, mark)
         except BaseException as error:
             self._pool.give_back(lane, error)
             raise
@@ -331,7 +366,7 @@ class GpuBackend:
         """Head tensors (N, C, H, W) on the host of an input tensor (N, 3, height, width); not a fast path.
 
         Raises:
-            BackendError: TensorRT refused, or the pipeline is closed.
+            BackendError: TensorRT refused, or the backend is closed.
             CudaError: the driver refused.
         """
         lane = self._pool.take()
@@ -345,7 +380,7 @@ class GpuBackend:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def warm(self, batches: Iterable[Batch]) -> None:
-        """Run each batch once on every stream, so that all its shapes are recorded, and keep compiled kernels."""
+        """Run each batch once on every stream, so that its shape is recorded as a graph; keep the compiled kernels."""
         with self._warming:
             lanes: list[Lane] = []
             failed: BaseException | None = None
@@ -362,10 +397,10 @@ class GpuBackend:
             finally:
                 for lane in lanes:
                     self._pool.give_back(lane, failed)
-            self._executor.save_kernels()
+            self.executor.save_kernels()
 
     def close(self) -> None:
-        """Wait for what is under way, then free everything. May be called twice; in a fork it does nothing."""
+        """Wait for the batches in flight, then free everything. May be called twice; in a fork it does nothing."""
         if self.device.foreign_process:
             return
         if self._pool.close():
@@ -373,6 +408,6 @@ class GpuBackend:
             self._tear_down()
 
     def _tear_down(self) -> None:
-        """Lanes, then the engine, then the kernels, then the context, whatever fails."""
+        """Free lanes, the engine, the kernels, then the context, even if one fails."""
         parts, self._parts = self._parts, []
         close_all([*reversed(parts), self.device])

@@ -1,4 +1,4 @@
-"""The memory of a lane: its plan, allocation, uploads and image descriptors."""
+"""StreamBuffers: the memory of one stream, its plan, uploads and image descriptors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,10 +35,15 @@ _FULL_HD = 1920 * 1080
 
 @dataclass(frozen=True)
 class StreamMemory:
-    """Bytes of every buffer of one stream, for the largest batch, input and top_k.
+    """Sizes in bytes of the buffers of one stream, for the largest batch, input and top_k.
 
-    `staging`: descriptors and images, pinned and on the device. `tensors`: the network's input and heads by name.
-    `workspace`: TensorRT's activations. `counters`, `keys`: of the decode kernel. `output`: rows, on the device and pinned.
+    Attributes:
+        staging: image descriptors and images; a pinned and a device buffer.
+        tensors: the network's input and heads, by name.
+        workspace: TensorRT's activations.
+        counters: of the decode kernel.
+        keys: of the decode kernel.
+        output: rows of the decode kernel; a device and a pinned buffer.
     """
 
     staging: int
@@ -52,16 +57,16 @@ class StreamMemory:
 def plan_stream(
     manifest: Manifest, max_batch: int, max_pixels: int, workspace: int, multiprocessors: int
 ) -> StreamMemory:
-    """What one stream needs.
+    """Compute the buffer sizes of one stream.
 
     Args:
         manifest: of the bundle: tensors, profiles, spec.
-        max_batch: images that run at once.
-        max_pixels: of the largest source image that comes from the host.
-        workspace: bytes that TensorRT asks for.
+        max_batch: most images in a batch.
+        max_pixels: of the largest source image in host memory.
+        workspace: bytes that TensorRT needs for activations.
         multiprocessors: of the device.
     """
-    # Not the largest batch at the largest size: each profile has its own.
+    # Per profile, since the largest batch and the largest size may belong to different profiles.
     shapes, stride = largest_shapes(manifest.profiles, max_batch), manifest.spec.stride
     rows = max(batch for batch, _, _ in shapes)
     tensors = {manifest.input.name: max(tensor_bytes(manifest.input, *shape) for shape in shapes)}
@@ -79,14 +84,14 @@ def plan_stream(
 
 
 def decode_bytes(max_batch: int, columns: int, multiprocessors: int) -> tuple[int, int, int]:
-    """Bytes of decode's counters, keys and output for any map, any batch up to the largest, and any top_k.
+    """Return the bytes of decode's counters, keys and output, enough for any heatmap, batch and top_k.
 
     Args:
-        max_batch: images that run at once.
-        columns: channels of all further heads.
+        max_batch: most images in a batch.
+        columns: channels of all extra heads.
         multiprocessors: of the device.
     """
-    # The length of a block's list follows from the rows alone, the number of blocks from the device or the batch.
+    # The length of a block's list depends on the rows alone, the number of blocks on the device or the batch.
     list_keys = plan_decode(1, 1, 4, 4, MAX_TOP_K, half=True, multiprocessors=multiprocessors).list_keys
     blocks = max(multiprocessors * DECODE_BLOCKS_PER_SM, max_batch)
     output = DecodeLayout(max_batch, MAX_TOP_K, columns).nbytes
@@ -94,24 +99,24 @@ def decode_bytes(max_batch: int, columns: int, multiprocessors: int) -> tuple[in
 
 
 def tensor_bytes(record: TensorRecord, batch: int, height: int, width: int) -> int:
-    """Size of a tensor (batch, channels, height, width) in bytes."""
+    """Return the size in bytes of a tensor (batch, channels, height, width)."""
     return batch * record.channels * height * width * _ITEM_BYTES[record.dtype]
 
 
 def descriptor_bytes(batch: int) -> int:
-    """Bytes of a batch's image descriptors, with the padding before the first image."""
+    """Return the bytes of a batch's image descriptors, padded up to the first image."""
     return aligned(batch * _IMAGE_BYTES)
 
 
 def aligned(size: int) -> int:
-    """The next multiple of the alignment of buffers."""
+    """Round a size up to a multiple of ALIGNMENT."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _staging(manifest: Manifest, max_batch: int, rows: int, max_pixels: int) -> int:
-    """Room for a batch of Full HD images, or one as large as is allowed; `keep_res` cannot take larger ones than its input.
+    """Return the bytes for a batch of Full HD images, or for one image of `max_pixels`.
 
-    `rows`: of the largest batch, those without an image among them.
+    With `keep_res` no image is larger than the network input. `rows` is the largest batch, padding rows included.
     """
     usual = max(max_pixels, max_batch * min(_FULL_HD, max_pixels))
     if isinstance(manifest.spec.input.resize, KeepRes):
@@ -120,7 +125,7 @@ def _staging(manifest: Manifest, max_batch: int, rows: int, max_pixels: int) -> 
 
 
 def memory_use(streams: int, plan: StreamMemory, weights: int, levels: int) -> MemoryUse:
-    """The sum over all streams, by purpose."""
+    """Sum the buffers of all streams by purpose; sizes in bytes."""
     return MemoryUse(
         device={
             "weights": weights,
@@ -133,24 +138,24 @@ def memory_use(streams: int, plan: StreamMemory, weights: int, levels: int) -> M
     )
 
 
-_REMEMBERED = 256  # descriptors; beyond it all are forgotten
+_MAX_CACHED = 256  # descriptors; then the cache is emptied
 
 
 class ImageDescriptors:
-    """Writes descriptors into page-locked memory. One batch at a time.
+    """Writes the image descriptors of one batch into pinned memory.
 
-    Those of recent calls are remembered: filling in the fields of one costs as much Python as all else in an upload.
+    Recent descriptors are cached: filling in the fields of one takes as long as the rest of an upload in Python.
     """
 
     def __init__(self, address: int, spec: ModelSpec) -> None:
-        """Use the memory at this address."""
+        """Write descriptors at this host address."""
         self._address, self._spec = address, spec
         self._tables: dict[int, tuple[Any, int]] = {}
-        self._known: dict[tuple[int, float | None, int | None, int, int], tuple[Placement, Image]] = {}
+        self._cache: dict[tuple[int, float | None, int | None, int, int], tuple[Placement, Image]] = {}
         self._absent = absent_image()
 
-    def of_batch(self, batch: int) -> tuple[Any, int]:
-        """The descriptors of a batch as a ctypes array, and the offset of the first image behind them."""
+    def get_table(self, batch: int) -> tuple[Any, int]:
+        """Return the descriptors of a batch as a ctypes array, and the offset in bytes of the first image after them."""
         found = self._tables.get(batch)
         if found is None:
             table = (Image * batch).from_address(self._address)
@@ -160,22 +165,22 @@ class ImageDescriptors:
     def put(
         self, table: Any, row: int, request: InferenceRequest, pixels: int, pitch: int = 0, channels: int = 3
     ) -> None:
-        """Describe an image: what is asked of it, where it lies on the device, and in what layout."""
+        """Write the descriptor of an image: its request, device address and layout."""
         placement = request.placement
         key = (id(placement), request.threshold, request.top_k, pitch, channels)
-        found = self._known.get(key)
+        found = self._cache.get(key)
         if found is None or found[0] is not placement:
-            asked = (placement, self._spec, request.threshold, request.top_k)
-            found = placement, image_descriptor(*asked, pitch=pitch, channels=channels)
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[key] = found
+            arguments = (placement, self._spec, request.threshold, request.top_k)
+            found = placement, image_descriptor(*arguments, pitch=pitch, channels=channels)
+            if len(self._cache) >= _MAX_CACHED:
+                self._cache.clear()
+            self._cache[key] = found
         descriptor = found[1]
         descriptor.pixels = pixels
         table[row] = descriptor  # copied
 
     def put_absent(self, table: Any, row: int) -> None:
-        """Describe a row without an image; it has no detections."""
+        """Write the descriptor of a padding row: no image, no detections."""
         table[row] = self._absent
 
 
@@ -185,8 +190,13 @@ R = TypeVar("R", bound=Resource)
 class StreamBuffers:
     """A stream and its buffers.
 
-    `levels` is the address of the grey-level table, `classes` the heatmap's channels, `locked` knows images in page-locked
-    memory; all are those of the pipeline.
+    Attributes:
+        stream: that all work of the buffers is enqueued on.
+        done: event recorded at the end of a batch.
+        levels: device address of the grey-level table, shared by all streams.
+        classes: channels of the heatmap.
+        tensors: the network's input and heads on the device, by name.
+        addresses: their device addresses, by name.
     """
 
     def __init__(
@@ -197,14 +207,23 @@ class StreamBuffers:
         levels: int,
         classes: int,
         spin: bool,
-        locked: PinnedImages,
+        pinned_images: PinnedImages,
     ) -> None:
-        """Allocate everything.
+        """Allocate all buffers.
+
+        Args:
+            device: to allocate on.
+            memory: sizes of the buffers.
+            spec: of the network.
+            levels: device address of the grey-level table.
+            classes: channels of the heatmap.
+            spin: wait for the GPU without sleeping.
+            pinned_images: recognises images in pinned memory.
 
         Raises:
-            DriverError: out of memory; what had been allocated is freed again.
+            DriverError: out of memory; what had been allocated is freed.
         """
-        self._device, self._locked = device, locked
+        self._device, self._pinned_images = device, pinned_images
         self.levels, self.classes = levels, classes
         self._made: list[Resource] = []
         try:
@@ -231,29 +250,29 @@ class StreamBuffers:
         return resource
 
     def reset(self) -> None:
-        """Wait for the stream, and make the decode kernel's counters zero, as every launch leaves them."""
+        """Wait for the stream and zero the decode kernel's counters, as every completed launch leaves them."""
         self.stream.synchronize()
         self.stream.fill(self.counters.address, 0, self.counters.nbytes)
         self.stream.synchronize()
 
     def upload(self, batch: int, requests: Sequence[InferenceRequest]) -> None:
-        """Enqueue the copies that bring descriptors and images to the device; they must fit, and the context be current.
+        """Enqueue the copies of descriptors and images to the device; they must fit. Needs the current context.
 
-        One copy brings the descriptors and all images in pageable memory; each image in page-locked memory has a copy of
-        its own, from where it lies. Images in GPU memory stay where they are; the stream waits for those who make them.
-        Rows of the batch past the requests have no image and no detections.
+        The descriptors and all images in pageable memory are staged and copied at once; an image in pinned memory is
+        copied by itself, without staging. Images in GPU memory are used in place, after the stream has waited for their
+        producers. Rows of the batch past the requests are padding.
         """
         images, device = self._images, self.device_staging.address
-        table, offset = images.of_batch(batch)
-        locked: list[tuple[int, int, int]] = []  # row, address, bytes
+        table, offset = images.get_table(batch)
+        pinned: list[tuple[int, int, int]] = []  # row, address, bytes
         for row, request in enumerate(requests):
             image = request.image
             if isinstance(image, DeviceImage):
                 if image.array.stream is not None:
-                    self.stream.wait_for(image.array.stream)
+                    self.stream.wait(image.array.stream)
                 images.put(table, row, request, image.array.address, image.pitch, image.channels)
-            elif (address := self._locked.pinned_address(image)) is not None:
-                locked.append((row, address, image.nbytes))
+            elif (address := self._pinned_images.pinned_address(image)) is not None:
+                pinned.append((row, address, image.nbytes))
             else:
                 target = self._staging[offset : offset + image.nbytes]
                 np.copyto(target.reshape(image.shape), image)
@@ -262,17 +281,17 @@ class StreamBuffers:
         for row in range(len(requests), batch):
             images.put_absent(table, row)
         copies = [(device, self.pinned_staging.address, offset)]
-        for row, address, nbytes in locked:
+        for row, address, nbytes in pinned:
             images.put(table, row, requests[row], device + offset)
             copies.append((device + offset, address, nbytes))
             offset += aligned(nbytes)
-        # Through the binding, with the context current: making sure of that again costs as much as the call.
+        # By the binding, not by Stream: making the context current again costs as much as the call.
         copy, stream = self._device.binding.copy_to_device, self.stream.handle
         for target_address, source, nbytes in copies:
             copy(target_address, source, nbytes, stream)
 
     def write(self, address: int, array: npt.NDArray[Any]) -> None:
-        """Copy a host array to the device, piece by piece through the upload buffer, and wait."""
+        """Copy a host array to the device by the staging buffer, synchronously."""
         pinned, content = self.pinned_staging, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for begin in range(0, content.nbytes, pinned.nbytes):
             piece = content[begin : begin + pinned.nbytes]
@@ -281,7 +300,7 @@ class StreamBuffers:
             self.stream.synchronize()
 
     def read(self, address: int, array: npt.NDArray[Any]) -> None:
-        """Fill a contiguous host array from the device, likewise."""
+        """Copy from the device to a C-contiguous host array by the staging buffer, synchronously."""
         pinned, content = self.pinned_staging, array.reshape(-1).view(np.uint8)
         for begin in range(0, content.nbytes, pinned.nbytes):
             size = min(pinned.nbytes, content.nbytes - begin)
@@ -290,11 +309,11 @@ class StreamBuffers:
             content[begin : begin + size] = pinned.array[:size]
 
     def rows(self, layout: DecodeLayout) -> DecodeRows:
-        """What decode wrote, once the stream is done; views that the next batch overwrites."""
+        """Return decode's output rows, after the stream is done; views that the next batch overwrites."""
         return layout.view(self.pinned_output.array[: layout.nbytes])
 
     def close(self) -> None:
-        """Free everything, youngest first. May be called twice."""
+        """Free all buffers, newest first. Idempotent."""
         made, self._made = self._made, []
         self._staging = np.empty(0, np.uint8)
         close_all(list(reversed(made)))

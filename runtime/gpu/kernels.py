@@ -1,4 +1,4 @@
-"""The compiled kernels, their parameters from a spec, and detections from their output rows."""
+"""Kernels: the compiled CUDA kernels; their parameters from a spec, and Detections from their output rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,13 +35,13 @@ _ENTRIES = ("half", "float")
 
 
 class Kernels:
-    """`preprocess` and `decode` on one device."""
+    """The kernels `preprocess` and `decode`, loaded on one device."""
 
     def __init__(self, device: Device) -> None:
-        """Compile the kernels, or take them from the user's cache folder, and load them.
+        """Load the kernels from the cache folder, or compile them first.
 
         Raises:
-            CudaError: no compiler, or one whose code this driver or GPU does not take.
+            CudaError: no compiler, or the driver or GPU does not support its output.
         """
         toolchain = find_toolchain()
         check_driver(device.info.driver_version, toolchain.cuda_major)
@@ -61,17 +61,17 @@ class Kernels:
             raise
 
     def preprocess(self, stream: Stream, plan: PreprocessPlan, params: PreprocessParams) -> None:
-        """Enqueue `preprocess`."""
+        """Enqueue the kernel `preprocess`."""
         shape = plan.shape
         stream.launch(self._functions[plan.kernel], shape.grid, shape.block, shape.shared_bytes, params)
 
     def decode(self, stream: Stream, plan: DecodePlan, params: DecodeParams) -> None:
-        """Enqueue `decode`."""
+        """Enqueue the kernel `decode`."""
         shape = plan.shape
         stream.launch(self._functions[plan.kernel], shape.grid, shape.block, shape.shared_bytes, params)
 
     def close(self) -> None:
-        """Unload them. May be called twice."""
+        """Unload the kernels. Idempotent."""
         modules, self._modules = self._modules, []
         self._functions.clear()
         close_all(list(modules))
@@ -91,16 +91,16 @@ def image_descriptor(
     pitch: int = 0,
     channels: int = 3,
 ) -> Image:
-    """What both kernels need to know of one image.
+    """Return the descriptor of one image, which both kernels read.
 
     Args:
-        placement: where the image lies in the network input.
-        spec: gives the activation, and the threshold and top_k where those are None.
-        threshold: lowest score wanted, 0..1.
-        top_k: at most so many detections, up to the plan's rows.
+        placement: of the image in the network input.
+        spec: activation of the heatmap, and defaults of `threshold` and `top_k`.
+        threshold: minimum score, 0..1; None for the spec's.
+        top_k: maximum number of detections, up to the plan's rows; None for the spec's.
         pixels: device address of the image's uint8 rows.
-        pitch: bytes from one row to the next; 0 for rows without gaps.
-        channels: 1, 3 or 4, packed, blue first.
+        pitch: bytes from one row to the next; 0 for rows without padding.
+        channels: 1 (grey), 3 (BGR) or 4 (BGRA), interleaved.
     """
     activation = spec.heads.heatmap.activation
     return Image(
@@ -126,14 +126,23 @@ def image_descriptor(
 
 
 def absent_image() -> Image:
-    """Descriptor of an image that could not be used: its input is zero levels, and it has no detections."""
+    """Return the descriptor of a padding row of a batch: grey levels 0 and no detections."""
     return Image(scale_x=1.0, scale_y=1.0, channels=3, threshold=float("inf"))
 
 
 def preprocess_params(
     spec: InputSpec, height: int, width: int, images: int, levels: int, output: int
 ) -> PreprocessParams:
-    """Parameters of `preprocess` for an input of height x width pixels; `images`, `levels`, `output` are addresses."""
+    """Return the parameters of `preprocess`.
+
+    Args:
+        spec: channel order of the network input.
+        height: of the network input, in pixels.
+        width: of the network input, in pixels.
+        images: device address of the batch's descriptors.
+        levels: device address of the grey-level table.
+        output: device address of the network input.
+    """
     return PreprocessParams(
         images=images,
         levels=levels,
@@ -145,7 +154,7 @@ def preprocess_params(
 
 
 def extra_columns(heads: HeadsSpec) -> int:
-    """Columns of decode's `extra` output: the channels of all further heads."""
+    """Return the columns of decode's `extra` output: the channels of all extra heads."""
     return sum(extra.channels for extra in heads.extra)
 
 
@@ -160,21 +169,21 @@ def decode_params(
     output: int,
     layout: DecodeLayout,
 ) -> DecodeParams:
-    """Parameters of `decode`.
+    """Return the parameters of `decode`.
 
     Args:
-        spec: what the heads mean.
+        spec: meaning of the heads.
         plan: of the launch.
-        grid: (classes, height, width) of the heatmap.
-        heads: (address, whether fp16) of every head tensor by name.
-        images: address of the batch's descriptors.
-        counters: address of the plan's `counter_bytes`, zeroed once.
-        keys: address of the plan's `key_bytes`.
-        output: address of the output buffer.
+        grid: (classes, height, width) of the heatmap, in cells.
+        heads: (device address, whether fp16) of every head tensor, by name.
+        images: device address of the batch's descriptors.
+        counters: device address of the plan's `counter_bytes`, zeroed once.
+        keys: device address of the plan's `key_bytes`.
+        output: device address of the output buffer.
         layout: of the output buffer.
 
     Raises:
-        SpecError: more further heads than the kernel takes.
+        SpecError: more extra heads than the kernel supports.
     """
     offset = spec.heads.offset
     offset_data, offset_half = (0, False) if offset is None else heads[offset.tensor]
@@ -219,8 +228,8 @@ def decode_params(
 def _fill_extras(params: DecodeParams, spec: HeadsSpec, heads: Mapping[str, tuple[int, bool]]) -> None:
     if len(spec.extra) > MAX_EXTRA_HEADS:
         raise SpecError(
-            f"the decode kernel takes up to {MAX_EXTRA_HEADS} further heads, the spec has {len(spec.extra)}",
-            "join heads by a Concat in the graph, or decode on the host",
+            f"the decode kernel supports up to {MAX_EXTRA_HEADS} extra heads, the spec has {len(spec.extra)}",
+            "join heads by a Concat in the graph, or decode on the CPU",
         )
     column = 0
     for slot, extra in enumerate(spec.extra):
@@ -236,7 +245,7 @@ def _fill_extras(params: DecodeParams, spec: HeadsSpec, heads: Mapping[str, tupl
 
 
 def rows_to_detections(rows: DecodeRows, image: int, spec: ModelSpec) -> Detections:
-    """Detections of one image of a batch, copied out of the buffer, after the spec's NMS if it has one."""
+    """Copy the detections of one image of a batch from the output rows, and apply the spec's NMS, if any."""
     kept = slice(int(rows.count[image]))
     extra, column = {}, 0
     for head in spec.heads.extra:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from centernet_trt.errors import CenterNetError
 from centernet_trt.kernels.launch import DecodeLayout, plan_decode, plan_preprocess
-from centernet_trt.runtime.backend import Heads, InferenceRequest
+from centernet_trt.runtime.backend import Heads, InferenceRequest, Mark, ignore_mark
 from centernet_trt.runtime.cuda.binding import DriverError
 from centernet_trt.runtime.cuda.device import close_all
 from centernet_trt.runtime.cuda.resources import Graph
@@ -30,12 +30,14 @@ from centernet_trt.runtime.profiles import batch_to_run
 from centernet_trt.runtime.spec import MAX_TOP_K, ModelSpec
 from centernet_trt.runtime.trt.context import TensorRTExecutor
 
+STAGES = ("upload", "preprocess", "network", "decode", "download")
+
 ProgramKey = tuple[int, int, int, int]
 """(batch, network height, network width, output rows an image)."""
 
 
 class Program:
-    """The work of one shape on one stream's buffers; nothing in it depends on the images' sizes or the thresholds."""
+    """The work of one input shape on one stream's buffers, independent of the images' sizes and the thresholds."""
 
     def __init__(
         self, key: ProgramKey, executor: TensorRTExecutor, kernels: Kernels, buffers: StreamBuffers
@@ -48,11 +50,11 @@ class Program:
         batch, height, width, rows = key
         manifest, spec = executor.manifest, executor.manifest.spec
         self._kernels, self._buffers = kernels, buffers
-        self._graph: Graph | None = None
+        self.graph: Graph | None = None
         self.refused: str | None = None
         images, tensors = buffers.device_staging.address, buffers.addresses
         self.layout = DecodeLayout(batch, rows, extra_columns(spec.heads))
-        # Made once: a view of the pinned buffer costs as much as all else that a call does in Python.
+        # Made once: a view of the pinned buffer costs as much as everything else that a call does in Python.
         self.rows = self.layout.view(buffers.pinned_output.array[: self.layout.nbytes])
         self._preprocess = plan_preprocess(batch, height, width, half=manifest.input.dtype == "float16")
         self._preprocess_params = preprocess_params(
@@ -82,29 +84,30 @@ class Program:
     @property
     def captured(self) -> bool:
         """Whether it runs as a graph."""
-        return self._graph is not None
+        return self.graph is not None
 
-    def launch(self) -> None:
-        """Enqueue it: one graph launch, or launch by launch.
+    def enqueue(self, mark: Mark = ignore_mark) -> None:
+        """Enqueue it launch by launch, whether there is a graph or not.
+
+        Args:
+            mark: called after what each stage enqueues on the stream.
 
         Raises:
             BackendError: TensorRT refused.
             DriverError: the driver did.
         """
-        if self._graph is not None:
-            self._graph.launch(self._buffers.stream)
-        else:
-            self._enqueue()
-
-    def _enqueue(self) -> None:
         buffers, stream = self._buffers, self._buffers.stream
         self._kernels.preprocess(stream, self._preprocess, self._preprocess_params)
+        mark("preprocess")
         self.network.enqueue(stream)
+        mark("network")
         self._kernels.decode(stream, self._decode, self._decode_params)
+        mark("decode")
         stream.copy_to_host(buffers.pinned_output.address, buffers.output.address, self.layout.nbytes)
+        mark("download")
 
     def capture(self) -> None:
-        """Record it as a graph, after it has run once; a refusal is kept in `refused`, and launches go on one by one.
+        """Record it as a graph, after it has run once; after a refusal, kept in `refused`, it runs launch by launch.
 
         Raises:
             DriverError: the GPU's context is lost.
@@ -116,12 +119,12 @@ class Program:
         try:
             stream.begin_capture()
             try:
-                self._enqueue()
+                self.enqueue()
             except BaseException:
-                # What was recorded so far would replay as if it were whole.
+                # A partial recording would replay as if it were complete.
                 stream.abandon_capture()
                 raise
-            self._graph = stream.end_capture()
+            self.graph = stream.end_capture()
         except CenterNetError as error:
             if isinstance(error, DriverError) and error.context_lost:
                 raise
@@ -129,7 +132,7 @@ class Program:
 
     def close(self) -> None:
         """Free the graph, then the network's context; the stream is idle."""
-        graph, self._graph = self._graph, None
+        graph, self.graph = self.graph, None
         close_all([part for part in (graph, self.network) if part is not None])
 
 
@@ -152,7 +155,7 @@ def nvtx_range(name: str) -> AbstractContextManager[Any]:
 
 
 _log = logging.getLogger(__name__)
-_REMEMBERED = 256  # shapes; beyond it all are forgotten
+_REMEMBERED = 256  # shapes; beyond it all are dropped
 
 
 class Lane:
@@ -166,7 +169,7 @@ class Lane:
         cuda_graph: bool,
         max_graphs: int,
     ) -> None:
-        """Use `Pipeline.load`."""
+        """Use `GpuBackend.load`."""
         self.buffers = buffers
         self._executor, self._kernels, self._device = executor, kernels, executor.device
         self._cuda_graph, self._max_graphs = cuda_graph, max_graphs
@@ -175,8 +178,13 @@ class Lane:
         self._running: tuple[Program, Sequence[InferenceRequest]] | None = None
         self._batches: dict[tuple[int, int, int], int] = {}
 
-    def start(self, requests: Sequence[InferenceRequest]) -> None:
+    def start(self, requests: Sequence[InferenceRequest], mark: Mark | None = None) -> None:
         """Enqueue a batch whose placements share one network size. After an error the lane is idle again.
+
+        Args:
+            requests: the batch.
+            mark: called after what each stage enqueues. A CUDA graph is one launch, which cannot be marked inside, so
+                a marked batch runs launch by launch: the same kernels and the same network.
 
         Raises:
             BackendError: TensorRT refused.
@@ -186,15 +194,21 @@ class Lane:
             with self._device.current, nvtx_range("start"):
                 program = self._program(self._key(requests))
                 self.buffers.upload(program.layout.batch, requests)
-                program.launch()
+                if mark is not None:
+                    mark("upload")
+                    program.enqueue(mark)
+                elif program.graph is not None:
+                    program.graph.launch(self.buffers.stream)
+                else:
+                    program.enqueue()
                 self._device.binding.record(self.buffers.done.handle, self.buffers.stream.handle)
         except BaseException:
             self._recover()
             raise
-        self._running = program, requests  # with the images, which the upload may still read
+        self._running = program, requests  # keeps the images alive, which the upload may still read
 
     def finish(self) -> list[Detections]:
-        """Wait for the batch that was started -> its detections. After an error the lane is idle again.
+        """Wait for the started batch -> its detections. After an error the lane is idle again.
 
         Raises:
             DriverError: the work failed.
@@ -240,7 +254,7 @@ class Lane:
         shape = len(requests), placement.height, placement.width
         batch = self._batches.get(shape)
         if batch is None:
-            # To go through the profiles in every call is too slow.
+            # Searching the profiles in every call is too slow.
             batch = batch_to_run(self._executor.manifest.profiles, *shape)
             if len(self._batches) >= _REMEMBERED:
                 self._batches.clear()
@@ -252,7 +266,7 @@ class Lane:
         return batch, placement.height, placement.width, rows
 
     def _program(self, key: ProgramKey) -> Program:
-        """The program of this shape, made when it is new; the one used longest ago goes when there are too many."""
+        """The program of this shape, created when it is new; the least recently used one is closed when there are too many."""
         program = self._programs.get(key)
         if program is not None:
             self._programs.move_to_end(key)
@@ -274,12 +288,12 @@ class Lane:
             self._cuda_graph = False
 
     def _recover(self) -> None:
-        """Bring the lane back after a failure: nothing running, counters zero, programs made anew when needed."""
+        """Reset the lane after a failure: nothing running, counters zero, programs created again when needed."""
         self._running = None
         try:
             self.buffers.reset()
         except CenterNetError as error:
-            _log.debug("the stream could not be brought back: %s", error)
+            _log.debug("the stream could not be reset: %s", error)
         self._close_programs()
 
     def _close_programs(self) -> None:
@@ -289,7 +303,7 @@ class Lane:
 
     @property
     def programs(self) -> dict[ProgramKey, bool]:
-        """The shapes that are kept -> whether each runs as a graph."""
+        """The shapes kept -> whether each runs as a graph."""
         return {key: program.captured for key, program in self._programs.items()}
 
     def close(self) -> None:

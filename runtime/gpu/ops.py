@@ -1,4 +1,4 @@
-"""GpuOps: the two kernels on the caller's own arrays."""
+"""GpuOps: the kernels `preprocess` and `decode` on the caller's own GPU arrays."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,11 @@ _LEVEL_BYTES = 4 * 3 * 256
 
 
 class GpuOps:
-    """The two kernels for one spec on one GPU, with the buffers that they need. A context manager; calls take turns."""
+    """CenterNet pre-processing and decoding on the caller's own GPU arrays, around any network.
+
+    Holds the kernels for one spec on one GPU and their buffers. Thread-safe: calls run one at a time. A context
+    manager; close it, or its memory stays allocated until the process ends.
+    """
 
     def __init__(
         self,
@@ -56,20 +60,20 @@ class GpuOps:
         max_pixels: int = 4096 * 3072,
         binding: BindingName = "auto",
     ) -> None:
-        """Compile and load the kernels, and allocate everything.
+        """Compile and load the kernels, and allocate the buffers.
 
         Args:
-            spec: what the network's input and heads mean.
-            device: the GPU, by number or UUID; the arrays must lie there.
+            spec: meaning of the network's input and heads.
+            device: index among the visible GPUs, or UUID; all arrays of calls must be on this GPU.
             max_batch: most images in a call.
-            max_pixels: of all images of a call that come from the host.
-            binding: Python package for the driver.
+            max_pixels: sum of the pixels of all images of a call that are in host memory.
+            binding: Python package for the driver; `auto` prefers PyCUDA if it is installed.
 
         Raises:
             CudaError: no driver, no such GPU, no compiler, or out of memory.
         """
         self._spec, self._max_batch = spec, max_batch
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._device = Device.open(device, binding)
         try:
             self._kernels = Kernels(self._device)
@@ -79,9 +83,9 @@ class GpuOps:
                 self._plan(max_pixels),
                 spec,
                 self._levels.address,
-                0,
-                True,
-                PinnedImages(self._device),
+                classes=0,
+                spin=True,
+                pinned_images=PinnedImages(self._device),
             )
             self._buffers.write(self._levels.address, level_table(spec.input))
         except BaseException:
@@ -96,41 +100,48 @@ class GpuOps:
         return StreamMemory(staging, {}, 0, counters, keys, output)
 
     def preprocess(self, images: Sequence[ImageSource], out: Any, stream: Any = None) -> list[Placement]:
-        """Fill the network's input from images; asynchronous where a stream is given.
+        """Resize, normalise and write images into the network input; asynchronous if a stream is given.
 
         Args:
-            images: N images, on the host (see `images.as_bgr`) or uint8 arrays in GPU memory, of any sizes.
-            out: CUDA array (N, 3, height, width), float32 or float16, C-contiguous.
-            stream: later work on it sees the filled array, and what is enqueued there is waited for. None waits here.
+            images: N images of any sizes, 1 <= N <= `max_batch`, that need the same network input size: in host
+                memory (see `images.as_bgr`), or uint8 arrays in GPU memory of shape (H, W), (H, W, 1), (H, W, 3) or
+                (H, W, 4), blue first, whose rows may be padded.
+            out: network input to fill, a C-contiguous float32 or float16 CUDA array (DLPack or
+                `__cuda_array_interface__`) of shape (N, 3, height, width), in pixels.
+            stream: stream of any library, or its number. The kernel runs after the work enqueued on it, and later
+                work on it after the kernel. None: the kernel runs after the arrays' own streams, and the call
+                returns when `out` is filled.
 
         Returns:
-            Where each image lies in the input; `decode` wants it.
+            Placement of each image in the network input, N of them, to pass to `decode`.
 
         Raises:
-            InputError: an image whose network input has another size than `out`, or an array of another kind.
+            InputError: an image that needs another network input size than `out`, images that exceed `max_pixels`,
+                an array of another shape or dtype, or not a stream.
+            CudaError: the driver failed, or the device is closed.
         """
         target = device_array(out)
         batch, height, width = self._check_input(target, len(images))
         requests = []
         for source in images:
-            picture: LoadedImage = device_image(source) if is_device_array(source) else as_bgr(source)
-            placement = place(self._spec.input, picture.shape[1], picture.shape[0])
+            image: LoadedImage = device_image(source) if is_device_array(source) else as_bgr(source)
+            placement = place(self._spec.input, image.shape[1], image.shape[0])
             if (placement.height, placement.width) != (height, width):
                 raise InputError(
-                    f"an image of {picture.shape[1]}x{picture.shape[0]} pixels needs a network input of "
-                    f"{placement.width}x{placement.height}, the array is for {width}x{height}"
+                    f"an image of {image.shape[1]}x{image.shape[0]} pixels needs a network input of "
+                    f"{placement.width}x{placement.height}, got an array for {width}x{height}"
                 )
-            requests.append(InferenceRequest(picture, placement))
+            requests.append(InferenceRequest(image, placement))
         if not self._fits(requests):
             raise InputError(
-                "the images do not fit into the upload buffer", "make GpuOps with a larger max_pixels"
+                "the images in host memory exceed max_pixels", "create GpuOps with a larger max_pixels"
             )
         plan = plan_preprocess(batch, height, width, half=target.dtype == "float16")
         staging = self._buffers.device_staging.address
         params = preprocess_params(
             self._spec.input, height, width, staging, self._levels.address, target.address
         )
-        with self._turn, self._device.current:
+        with self._lock, self._device.current:
             self._begin(stream, [target])
             self._buffers.upload(batch, requests)
             self._kernels.preprocess(self._buffers.stream, plan, params)
@@ -145,23 +156,28 @@ class GpuOps:
         top_k: int | None = None,
         stream: Any = None,
     ) -> list[Detections]:
-        """Detections of a batch, on the host.
+        """Decode a batch of head tensors; synchronous.
 
         Args:
-            heads: CUDA arrays (N, C, H, W) by tensor name, float32 or float16, C-contiguous.
-            placements: where each of the N images lies in the network input, from `preprocess`.
-            threshold: lowest score wanted, 0..1; None for the spec's.
-            top_k: at most so many an image; None for the spec's.
-            stream: that the heads are computed on; None: as the arrays say, or they are ready.
+            heads: C-contiguous float32 or float16 CUDA arrays (DLPack or `__cuda_array_interface__`) of shape
+                (N, C, H, W), in cells, by tensor name; 1 <= N <= `max_batch`.
+            placements: of the N images in the network input, from `preprocess`.
+            threshold: minimum score, 0..1; None for the spec's.
+            top_k: maximum number of detections of an image, 1..1024; None for the spec's.
+            stream: stream of any library, or its number, that the heads are computed on. None: the arrays' own
+                streams, if they name any.
+
+        Returns:
+            Detections of each image, N of them, on the host, with boxes in pixels of the source image.
 
         Raises:
-            ModelError: a head is missing, or its shape does not fit the spec.
-            InputError: an array of another kind.
+            ModelError: a head is missing, or its shape contradicts the spec.
+            InputError: an array of another dtype or layout, a batch that is too large, another number of
+                placements, a `top_k` out of range, or not a stream.
+            CudaError: the driver failed, or the device is closed.
         """
-        spec, arrays = (
-            self._spec,
-            {name: device_array(heads[name]) for name in self._spec.heads.tensors if name in heads},
-        )
+        spec = self._spec
+        arrays = {name: device_array(heads[name]) for name in spec.heads.tensors if name in heads}
         check_heads({name: array.shape for name, array in arrays.items()}, spec)
         batch, classes, height, width = arrays[spec.heads.heatmap.tensor].shape
         self._check_heads(arrays, batch, len(placements))
@@ -182,10 +198,10 @@ class GpuOps:
             buffers.output.address,
             layout,
         )
-        # The descriptors alone: decode looks at no pixel.
-        nothing = np.zeros((0, 0, 3), np.uint8)
-        requests = [InferenceRequest(nothing, placement, threshold, top_k) for placement in placements]
-        with self._turn, self._device.current:
+        # Descriptors alone: decode reads no pixels.
+        no_pixels = np.zeros((0, 0, 3), np.uint8)
+        requests = [InferenceRequest(no_pixels, placement, threshold, top_k) for placement in placements]
+        with self._lock, self._device.current:
             self._begin(stream, list(arrays.values()))
             buffers.upload(batch, requests)
             self._kernels.decode(buffers.stream, plan, params)
@@ -195,50 +211,55 @@ class GpuOps:
 
     def _check_input(self, target: DeviceArray, count: int) -> tuple[int, int, int]:
         shape = target.shape
-        good = (
-            target.contiguous and target.dtype in ("float16", "float32") and len(shape) == 4 and shape[1] == 3
-        )
-        if not good or shape[0] != count or not 1 <= count <= self._max_batch:
+        if not 1 <= count <= self._max_batch:
             raise InputError(
-                f"an array of {target.dtype} and shape {shape} was given for {count} images, a C-contiguous float16 or "
-                f"float32 one of shape ({count}, 3, height, width) was expected, for at most {self._max_batch} images"
+                f"expected 1 to {self._max_batch} images, got {count}",
+                "create GpuOps with a larger max_batch",
+            )
+        good = target.contiguous and target.dtype in ("float16", "float32") and len(shape) == 4
+        if not good or shape[:2] != (count, 3):
+            raise InputError(
+                f"expected a C-contiguous float16 or float32 array of shape ({count}, 3, height, width), got "
+                f"{target.dtype} of shape {shape} and strides {target.strides}"
             )
         return shape[0], shape[2], shape[3]
 
     def _fits(self, requests: Sequence[InferenceRequest]) -> bool:
-        """Whether the images that come from the host can be uploaded together."""
+        """Return whether the images in host memory fit into the staging buffer."""
         images = [request.image for request in requests if not isinstance(request.image, DeviceImage)]
-        taken = sum(aligned(image.nbytes) for image in images)
-        return descriptor_bytes(len(requests)) + taken <= self._buffers.pinned_staging.nbytes
+        size = sum(aligned(image.nbytes) for image in images)
+        return descriptor_bytes(len(requests)) + size <= self._buffers.pinned_staging.nbytes
 
     def _check_heads(self, arrays: Mapping[str, DeviceArray], batch: int, placements: int) -> None:
         for name, array in arrays.items():
             if array.dtype not in ("float16", "float32") or not array.contiguous or array.shape[0] != batch:
                 raise InputError(
-                    f"the head {name!r} is {array.dtype} of shape {array.shape}, C-contiguous float16 or float32 arrays of "
-                    f"{batch} images were expected"
+                    f"expected head {name!r} as a C-contiguous float16 or float32 array of {batch} images, got "
+                    f"{array.dtype} of shape {array.shape} and strides {array.strides}"
                 )
-        if placements != batch or not 1 <= batch <= self._max_batch:
+        if placements != batch:
+            raise InputError(f"expected a placement for each of {batch} images, got {placements}")
+        if not 1 <= batch <= self._max_batch:
             raise InputError(
-                f"heads of {batch} images and {placements} placements were given, as many of both were expected, at most "
-                f"{self._max_batch}"
+                f"expected heads of 1 to {self._max_batch} images, got {batch}",
+                "create GpuOps with a larger max_batch",
             )
 
     def _begin(self, stream: Any, arrays: Sequence[DeviceArray]) -> None:
-        """Wait for the last call's upload, which still reads the pinned buffer, and order our stream after the others."""
+        """Wait for the last call's upload, which reads the pinned buffer; then order the own stream after the others."""
         own = self._buffers.stream
         own.synchronize()
         others = {array.stream for array in arrays if array.stream is not None}
         if stream is not None:
             others = {stream_number(stream)}
         for number in others:
-            own.wait_for(number)
+            own.wait(number)
 
     def _end(self, stream: Any) -> None:
         if stream is None:
             self._buffers.stream.synchronize()
         else:
-            self._buffers.stream.hold_up(stream_number(stream))
+            self._buffers.stream.make_wait(stream)
 
     def __enter__(self) -> Self:
         return self
@@ -247,5 +268,5 @@ class GpuOps:
         self.close()
 
     def close(self) -> None:
-        """Free everything. May be called twice."""
+        """Free the kernels and all buffers. Idempotent; a no-op in a forked process."""
         self._device.close()

@@ -1,4 +1,4 @@
-"""Page-locked (pinned) images."""
+"""PinnedImages: images in pinned (page-locked) memory."""
 
 import ctypes
 import threading
@@ -12,54 +12,54 @@ from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.cuda.resources import RegisteredMemory
 from centernet_trt.runtime.images import BgrImage
 
-# Copying fewer bytes costs no more than asking the driver about their memory does.
-_WORTH_ASKING = 1 << 16
+# Copying fewer bytes costs no more than querying the driver about their memory.
+_MIN_QUERIED_BYTES = 1 << 16
 
 
 class PinnedImages:
-    """The page-locked images of one device. Safe to use from many threads."""
+    """The pinned images of one device. Thread-safe."""
 
     def __init__(self, device: Device) -> None:
-        """Make none yet."""
+        """Start without images."""
         self._device = device
         self._lock = threading.Lock()
-        # By the identity of the array that all views of an image end in, which is alive as long as one of them is.
-        self._made: dict[int, tuple[weakref.ref[np.ndarray], RegisteredMemory]] = {}
+        # By id() of the array that is the base of all views of an image, which lives as long as any of them.
+        self._memories: dict[int, tuple[weakref.ref[np.ndarray], RegisteredMemory]] = {}
 
     def make(self, height: int, width: int) -> BgrImage:
-        """A new (height, width, 3) uint8 image of any content. Its memory is given back some time after the last view is gone.
+        """Return a new, uninitialised (height, width, 3) uint8 image. A later call frees its memory once no view is left.
 
         Raises:
-            InputError: no such size.
-            CudaError: the driver locks no more memory.
+            InputError: a size below 1.
+            CudaError: the driver cannot pin more memory.
         """
         if height < 1 or width < 1:
-            raise InputError(f"an image of {width}x{height} pixels was asked for, at least 1x1 was expected")
+            raise InputError(f"expected an image of at least 1x1 pixels, got {width}x{height}")
         self._free_unused()
         memory = RegisteredMemory(self._device, 3 * height * width)
         root = memory.view()
         with self._lock:
-            self._made[id(root)] = (weakref.ref(root), memory)
+            self._memories[id(root)] = (weakref.ref(root), memory)
         return root.reshape(height, width, 3)
 
     def _free_unused(self) -> None:
-        """Give back what no array refers to any more: here, since the garbage collector may come in any thread's way."""
+        """Free images without views: here and not in a finalizer, since finalizers may run on any thread."""
         with self._lock:
-            unused = [key for key, (root, _) in self._made.items() if root() is None]
-            memories = [self._made.pop(key)[1] for key in unused]
+            unused = [key for key, (root, _) in self._memories.items() if root() is None]
+            memories = [self._memories.pop(key)[1] for key in unused]
         for memory in memories:
             memory.close()
 
     def pinned_address(self, image: BgrImage) -> int | None:
-        """Where a C-contiguous image lies if that is page-locked memory, else None; the device's context is current.
+        """Return the address of a C-contiguous image in pinned memory, None if it is pageable. Needs the current context.
 
         Raises:
-            DriverError: the driver failed before, and says so now.
+            DriverError: the driver reports an earlier failure.
         """
-        made = self._made.get(id(image.base))
-        if made is not None and made[0]() is image.base:
-            return None if made[1].closed else _address(image)
-        if image.nbytes < _WORTH_ASKING:
+        found = self._memories.get(id(image.base))
+        if found is not None and found[0]() is image.base:
+            return None if found[1].closed else _address(image)
+        if image.nbytes < _MIN_QUERIED_BYTES:
             return None
         address = _address(image)
         ends = (address, address + image.nbytes - 1)
@@ -67,13 +67,13 @@ class PinnedImages:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all images made here that are still locked."""
+        """Size in bytes of all images made here that are still pinned."""
         with self._lock:
-            return sum(memory.nbytes for _, memory in self._made.values() if not memory.closed)
+            return sum(memory.nbytes for _, memory in self._memories.values() if not memory.closed)
 
 
 def _address(image: BgrImage) -> int:
-    """Where a C-contiguous array begins: `image.ctypes.data`, in a fifth of its time where the array can be written to."""
+    """Return `image.ctypes.data`, in a fifth of its time if the array is writeable."""
     if image.flags.writeable:
         buffer: Any = image
         return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import InputError
-from centernet_trt.runtime.backend import Batch, Heads, LoadedImage, MemoryUse
+from centernet_trt.runtime.backend import Batch, Heads, LoadedImage, Mark, MemoryUse, ignore_mark
 from centernet_trt.runtime.cuda.interop import DeviceImage
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.host.decode import check_heads, decode_image
@@ -20,11 +20,13 @@ from centernet_trt.runtime.profiles import batch_to_run, largest_batch
 class HostBackend:
     """Runs a bundle on the host; see `Backend`."""
 
+    stages = ("preprocess", "network", "decode")
+
     def __init__(
         self, executor: OnnxRuntimeExecutor, manifest: Manifest, max_batch: int | None = None
     ) -> None:
-        """Take over an executor."""
-        self._executor, self._manifest = executor, manifest
+        """Take over an executor; it is closed with the backend."""
+        self.executor, self._manifest = executor, manifest
         self.note = executor.note
         self.max_batch = max_batch or max(profile.batch.max for profile in manifest.profiles)
         self.memory = MemoryUse()
@@ -38,14 +40,15 @@ class HostBackend:
             )
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
-        """An ordinary array: there is no GPU to lock its pages for."""
+        """An ordinary array, since there is no GPU that would need it pinned."""
         if height < 1 or width < 1:
-            raise InputError(f"an image of {width}x{height} pixels was asked for, at least 1x1 was expected")
+            raise InputError(f"expected an image of at least 1x1 pixels, got {width}x{height}")
         return np.empty((height, width, 3), np.uint8)
 
-    def run(self, batches: Iterable[Batch]) -> list[list[Detections]]:
-        """Detections of the images of every batch; one that is too large for every profile is cut."""
-        return [[found for part in self._cut(batch) for found in self._run(part)] for batch in batches]
+    def run(self, batches: Iterable[Batch], mark: Mark | None = None) -> list[list[Detections]]:
+        """Run batches; one that is too large for every profile is cut. See `Backend.run`."""
+        mark = mark or ignore_mark
+        return [[found for part in self._cut(batch) for found in self._run(part, mark)] for batch in batches]
 
     def _cut(self, batch: Batch) -> list[Batch]:
         if not batch:
@@ -55,7 +58,7 @@ class HostBackend:
         most = min(most, self.max_batch)
         return [batch[row : row + most] for row in range(0, len(batch), most)]
 
-    def _run(self, batch: Batch) -> list[Detections]:
+    def _run(self, batch: Batch, mark: Mark) -> list[Detections]:
         spec, record = self._manifest.spec, self._manifest.input
         images: list[BgrImage] = []
         for request in batch:
@@ -65,8 +68,10 @@ class HostBackend:
         tensor = preprocess(
             images, [request.placement for request in batch], spec.input, np.dtype(record.dtype)
         )
+        mark("preprocess")
         heads = self.heads(tensor)
-        return [
+        mark("network")
+        found = [
             decode_image(
                 {name: heads[name][row] for name in spec.heads.tensors},
                 spec,
@@ -76,24 +81,26 @@ class HostBackend:
             )
             for row, request in enumerate(batch)
         ]
+        mark("decode")
+        return found
 
     def heads(self, tensor: npt.NDArray[np.floating]) -> Heads:
         """Head tensors of an input tensor.
 
         Raises:
-            InputError: no profile of the bundle takes its shape: what TensorRT would refuse, nobody shall rely on here.
+            InputError: no profile of the bundle takes its shape; mirrors TensorRT's shape checks.
         """
         manifest = self._manifest
         batch_to_run(manifest.profiles, len(tensor), *tensor.shape[2:])
         heads = allocate_heads(manifest, *(len(tensor), *tensor.shape[2:]))
         check_heads({name: head.shape for name, head in heads.items()}, manifest.spec)
-        self._executor.run({manifest.input.name: tensor}, heads)
+        self.executor.run({manifest.input.name: tensor}, heads)
         return heads
 
     def warm(self, batches: Iterable[Batch]) -> None:
-        """Run each batch once."""
+        """Run each batch once, unmarked."""
         self.run(batches)
 
     def close(self) -> None:
         """Drop the session."""
-        self._executor.close()
+        self.executor.close()

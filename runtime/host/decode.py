@@ -1,4 +1,4 @@
-"""The NumPy decode: peaks, top-K and boxes. Oracle of the decode kernel."""
+"""Decode heads with NumPy: peaks, top-K and boxes; the oracle of the decode kernel."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,11 @@ FloatArray = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Peaks:
-    """The K best peaks of one image, in order.
+    """The K best peaks of one image, best first.
 
-    `index`: flat (class, y, x) index, (n,) int64. `value`: the stored value there, (n,) float32.
+    Attributes:
+        index: (n,) int64, flat (class, y, x) indices.
+        value: (n,) float32, the stored values there.
     """
 
     index: npt.NDArray[np.int64]
@@ -30,7 +32,7 @@ class Peaks:
 
 
 def to_score(stored: FloatArray, activation: Activation) -> npt.NDArray[np.float32]:
-    """Scores of stored heatmap values, float32; a logit's sigmoid is computed in float64 and rounded once."""
+    """Convert stored heatmap values to float32 scores; a logit's sigmoid is computed in float64 and rounded once."""
     if activation == "probability":
         return stored.astype(np.float32)
     wide = stored.astype(np.float64)
@@ -40,7 +42,7 @@ def to_score(stored: FloatArray, activation: Activation) -> npt.NDArray[np.float
 
 @lru_cache(maxsize=256)
 def stored_threshold(threshold: float, activation: Activation) -> float:
-    """The smallest float32 stored value whose score is at least the threshold.
+    """Return the smallest float32 stored value whose score is at least the threshold.
 
     Comparing stored values with it keeps exactly the cells whose float32 score is >= float32(threshold);
     0 keeps every cell, -inf among them.
@@ -61,35 +63,36 @@ def stored_threshold(threshold: float, activation: Activation) -> float:
 
 
 def find_peaks(heatmap: FloatArray, k: int, threshold: float = -np.inf, plateau: Plateau = "all") -> Peaks:
-    """The `k` best peaks of one image's heatmap at or above a stored threshold.
+    """Find the `k` best peaks of one image's heatmap at or above a stored threshold.
 
     Args:
         heatmap: (classes, H, W) float32 or float16, stored values (logits or probabilities).
-        k: at most so many peaks.
+        k: maximum number of peaks.
         threshold: in stored values, see `stored_threshold`.
-        plateau: `all` keeps every cell of a level peak; `first` only cells with no equal neighbour before them.
+        plateau: of equal neighbouring cells, `all` keeps every one; `first` only those with no equal neighbour before
+            them.
     """
     flat = np.ascontiguousarray(heatmap, dtype=np.float32).reshape(-1)
     shape = heatmap.shape
-    floor = np.float32(threshold)
+    lowest = np.float32(threshold)
     rank = 12 * k  # on real heatmaps about one cell in ten of the highest is a peak
     while True:
-        level = max(_level_reached_by(flat, rank), floor)
+        level = max(_level_reached_by(flat, rank), lowest)
         candidates = np.flatnonzero(flat >= level)  # a NaN compares false
         if len(candidates) > flat.size // 8:
-            # A level map: gathering the neighbours of most cells costs more than the maximum of all windows.
-            peaks = _all_peaks(flat.reshape(shape), floor, plateau)
+            # A flat map: gathering the neighbours of most cells costs more than the maximum of all windows.
+            peaks = _all_peaks(flat.reshape(shape), lowest, plateau)
             break
         peaks = candidates[_is_peak(flat, candidates, shape, plateau)]
-        # Every peak above the level is among the candidates: k of them settle the answer.
-        if len(peaks) >= k or level <= floor:
+        # All peaks above the level are among the candidates, so k of them are the best k.
+        if len(peaks) >= k or level <= lowest:
             break
         rank *= 8
     return _best(flat, peaks, k)
 
 
 def _level_reached_by(flat: npt.NDArray[np.float32], rank: int) -> np.float32:
-    """A level that about `rank` separate cells reach: the rank-th largest of the maxima of strided groups."""
+    """Return a level that about `rank` separate cells reach: the rank-th largest of the maxima of strided groups."""
     group = 32
     columns = flat.size // group
     if columns <= rank:
@@ -104,7 +107,7 @@ def _level_reached_by(flat: npt.NDArray[np.float32], rank: int) -> np.float32:
 def _is_peak(
     flat: npt.NDArray[np.float32], index: npt.NDArray[np.int64], shape: tuple[int, ...], plateau: Plateau
 ) -> npt.NDArray[np.bool_]:
-    """Which of these cells (none of them NaN) are peaks."""
+    """Return which of these cells, none of them NaN, are peaks."""
     _, height, width = shape
     row, x = np.divmod(index, width)
     y = row % height
@@ -123,22 +126,22 @@ def _is_peak(
     return peak
 
 
-def _all_peaks(maps: npt.NDArray[np.float32], floor: np.float32, plateau: Plateau) -> npt.NDArray[np.int64]:
-    """Flat indices of all peaks at or above the floor, by the maximum of every window."""
+def _all_peaks(maps: npt.NDArray[np.float32], lowest: np.float32, plateau: Plateau) -> npt.NDArray[np.int64]:
+    """Find the flat indices of all peaks of at least `lowest`, by the maximum of every window."""
     window = maps.copy()
     np.fmax(window[:, :, 1:], maps[:, :, :-1], out=window[:, :, 1:])
     np.fmax(window[:, :, :-1], maps[:, :, 1:], out=window[:, :, :-1])
     rows = window.copy()
     np.fmax(window[:, 1:], rows[:, :-1], out=window[:, 1:])
     np.fmax(window[:, :-1], rows[:, 1:], out=window[:, :-1])
-    index = np.flatnonzero((maps == window) & (maps >= floor))
+    index = np.flatnonzero((maps == window) & (maps >= lowest))
     if plateau == "first":
         index = index[_is_peak(maps.reshape(-1), index, maps.shape, plateau)]
     return index
 
 
 def _best(flat: npt.NDArray[np.float32], peaks: npt.NDArray[np.int64], k: int) -> Peaks:
-    """The k best of these peaks, whose indices ascend."""
+    """Select the k best of these peaks, whose indices ascend."""
     value = flat[peaks]
     if len(peaks) > k:
         cut = np.partition(value, len(value) - k)[len(value) - k]
@@ -152,7 +155,7 @@ def _best(flat: npt.NDArray[np.float32], peaks: npt.NDArray[np.int64], k: int) -
 
 
 def _ordinal(value: np.float32) -> int:
-    """An integer that orders as the float32 values do."""
+    """Map a float32 to an integer in the same order."""
     bits = int(value.view(np.int32))
     return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
 
@@ -172,14 +175,17 @@ def decode(
     threshold: float | None = None,
     top_k: int | None = None,
 ) -> list[Detections]:
-    """Detections of every image of a batch, in decode order.
+    """Decode the heads of a batch.
 
     Args:
         heads: head tensors (N, C, H, W) by name, float32 or float16.
         spec: what the tensors mean.
-        placements: where each of the N images lies in the network input.
-        threshold: lowest score wanted, 0..1; None for the spec's.
-        top_k: at most so many detections an image; None for the spec's.
+        placements: of each of the N images in the network input.
+        threshold: lowest score to return, 0..1; None for the spec's.
+        top_k: maximum number of detections per image; None for the spec's.
+
+    Returns:
+        The detections of each image, best first; equal ones in the order of their (class, y, x) index.
 
     Raises:
         ModelError: a head is missing, or its shape does not fit the spec.
@@ -194,16 +200,16 @@ def decode(
 
 
 def check_heads(shapes: Mapping[str, Sequence[int]], spec: ModelSpec) -> None:
-    """Hold the shapes (N, C, H, W) of the head tensors to the spec.
+    """Check the shapes (N, C, H, W) of the head tensors, by name, against the spec.
 
     Raises:
-        ModelError: a head is missing, has the wrong number of channels, or another grid than the heatmap.
+        ModelError: a head is missing, has the wrong number of channels, or a grid other than the heatmap's.
     """
     grid: Sequence[int] | None = None
     for name, channels in spec.heads.channels().items():
         if name not in shapes:
             raise ModelError(
-                f"the head tensor {name!r} is missing", f"there are: {', '.join(map(repr, shapes))}"
+                f"the head tensor {name!r} is missing", f"the tensors are: {', '.join(map(repr, shapes))}"
             )
         shape = shapes[name]
         wanted = channels if channels is not None else (len(spec.class_names) or None)
@@ -215,8 +221,8 @@ def check_heads(shapes: Mapping[str, Sequence[int]], spec: ModelSpec) -> None:
         grid = grid or shape[2:]
         if tuple(shape[2:]) != tuple(grid):
             raise ModelError(
-                f"head {name!r} has a grid of {tuple(shape[2:])} cells, the heatmap has {tuple(grid)}",
-                "all heads of a spec must lie on one grid",
+                f"expected the heatmap's grid of {tuple(grid)} cells in head {name!r}, got {tuple(shape[2:])}",
+                "all heads of a spec must have the same grid",
             )
 
 
@@ -227,7 +233,7 @@ def decode_image(
     threshold: float | None = None,
     top_k: int | None = None,
 ) -> Detections:
-    """Detections of one image; its heads are (C, H, W), otherwise as `decode`."""
+    """Decode the heads (C, H, W) of one image; otherwise like `decode`, without `check_heads`."""
     activation = spec.heads.heatmap.activation
     heatmap = heads[spec.heads.heatmap.tensor]
     stored = stored_threshold(spec.threshold if threshold is None else threshold, activation)
@@ -262,7 +268,7 @@ def decode_image(
 
 
 def _gather(head: FloatArray, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp]) -> Points:
-    """Values (n, C) of a head (C, H, W) at n cells."""
+    """Read the values (n, C) of a head (C, H, W) at n cells."""
     return head[:, y, x].T.astype(np.float64)
 
 
@@ -271,7 +277,7 @@ def _xy(pairs: Points, order: str) -> Points:
 
 
 def _boxes(values: Points, head: BoxHead, centre: Points, stride: int) -> Points:
-    """Corners (n, 4) in network-input pixels."""
+    """Compute corners (n, 4) in network-input pixels."""
     unit = stride if head.units == "cells" else 1
     middle = centre * stride
     if head.encoding == "ltrb":
@@ -287,7 +293,7 @@ def _boxes(values: Points, head: BoxHead, centre: Points, stride: int) -> Points
 def _points(
     values: Points, head: PointsExtra, cell: Points, centre: Points, box: Points, stride: int
 ) -> Points:
-    """Points (n, P, 2) in network-input pixels."""
+    """Compute points (n, P, 2) in network-input pixels."""
     vectors = values.reshape(len(values), head.points, 2)
     if head.order == "yx":
         vectors = vectors[:, :, ::-1]

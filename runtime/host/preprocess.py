@@ -1,4 +1,4 @@
-"""Pre-processing on the host: images -> the network's input tensor. The oracle of the CUDA kernel."""
+"""Pre-process images on the host into the network's input tensor; the oracle of the CUDA kernel."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,14 +10,21 @@ import numpy.typing as npt
 
 from centernet_trt.runtime.geometry import Placement
 from centernet_trt.runtime.images import BgrImage
-from centernet_trt.runtime.spec import InputSpec
+from centernet_trt.runtime.spec import InputSpec, Triple
 
 
 def resample(image: BgrImage, placement: Placement) -> BgrImage:
-    """The image laid into the network input: (height, width, 3) uint8, blue first.
+    """Resample an image into the network input.
 
     Bilinear, by OpenCV 5 (exact sampling positions; OpenCV 4 rounds them to 1/32 pixel). A translation by whole
     pixels is an exact copy.
+
+    Args:
+        image: (H, W, 3) uint8, blue first.
+        placement: of an image of this size, from `geometry.place`.
+
+    Returns:
+        (height, width, 3) uint8, blue first, of the network input's size.
     """
     p = placement
     if not p.half_pixel:
@@ -37,7 +44,7 @@ def resample(image: BgrImage, placement: Placement) -> BgrImage:
 
 
 def _translated(image: BgrImage, p: Placement) -> BgrImage:
-    """A copy moved by whole pixels, black where the image does not reach."""
+    """Copy the image moved by whole pixels; black outside of it."""
     canvas = np.zeros((p.height, p.width, 3), dtype=np.uint8)
     dx, dy = int(p.shift_x), int(p.shift_y)
     x0, y0 = max(dx, 0), max(dy, 0)
@@ -47,23 +54,30 @@ def _translated(image: BgrImage, p: Placement) -> BgrImage:
     return canvas
 
 
-@lru_cache(maxsize=64)
 def level_table(spec: InputSpec) -> npt.NDArray[np.float32]:
-    """(3, 256) float32: the tensor value of each grey level, in the tensor's channel order; read-only.
+    """Return the tensor value of each grey level, in the tensor's channel order: (3, 256) float32, read-only.
 
     Computed in float64 and rounded once. Host and GPU look values up in the same table, which makes them bit-equal.
     """
-    levels = np.arange(256, dtype=np.float64) * spec.scale
-    table = (levels - np.array(spec.mean)[:, None]) / np.array(spec.std)[:, None]
+    return _level_table(spec.scale, spec.mean, spec.std)
+
+
+@lru_cache(maxsize=64)
+def _level_table(scale: float, mean: Triple, std: Triple) -> npt.NDArray[np.float32]:
+    levels = np.arange(256, dtype=np.float64) * scale
+    table = (levels - np.array(mean)[:, None]) / np.array(std)[:, None]
     rounded: npt.NDArray[np.float32] = table.astype(np.float32)
     rounded.flags.writeable = False  # one array serves every caller
     return rounded
 
 
 def normalise(images: Sequence[BgrImage], spec: InputSpec, out: npt.NDArray[np.floating]) -> None:
-    """Fill `out` (N, 3, H, W), float32 or float16, from N images (H, W, 3) uint8 with blue first.
+    """Convert images to tensor values: (pixel * scale - mean) / std, channels in the spec's order.
 
-    value = (pixel * scale - mean) / std, channels in the spec's order.
+    Args:
+        images: N images (H, W, 3) uint8, blue first.
+        spec: channel order and normalisation.
+        out: (N, 3, H, W) float32 or float16; it is filled.
     """
     table = level_table(spec).astype(out.dtype, copy=False)
     for image, planes in zip(images, out, strict=True):
@@ -71,9 +85,8 @@ def normalise(images: Sequence[BgrImage], spec: InputSpec, out: npt.NDArray[np.f
         if spec.channel_order == "rgb":
             channels = channels[::-1]
         for channel, plane, levels in zip(channels, planes, table, strict=True):
-            np.take(
-                levels, channel, out=plane, mode="clip"
-            )  # "clip" skips the bounds check: uint8 cannot exceed
+            # "clip" skips the bounds check: uint8 cannot exceed the table.
+            np.take(levels, channel, out=plane, mode="clip")
 
 
 def preprocess(
@@ -82,13 +95,16 @@ def preprocess(
     spec: InputSpec,
     dtype: npt.DTypeLike = np.float32,
 ) -> npt.NDArray[np.floating]:
-    """The input tensor (N, 3, H, W) of a batch whose placements share one network size.
+    """Make the input tensor of a batch whose placements share one network size.
 
     Args:
         images: N images (h, w, 3) uint8, blue first, of any sizes.
-        placements: where each lies in the network input, from `geometry.place`.
+        placements: of each image in the network input, from `geometry.place`.
         spec: channel order and normalisation.
         dtype: float32 or float16.
+
+    Returns:
+        (N, 3, H, W) of that dtype.
     """
     height, width = placements[0].height, placements[0].width
     out = np.empty((len(images), 3, height, width), dtype=dtype)

@@ -1,7 +1,7 @@
-"""A dynamic batcher: single requests from many threads in, batches out, whatever runs them.
+"""DynamicBatcher: gather single requests from many threads into batches.
 
-Requests of one group may share a batch. A batch starts when it is full or when its oldest request has waited long
-enough. Waiting room is bounded: whoever submits too fast waits, or is refused. Nothing polls.
+Requests of one group may share a batch. A batch starts when it is full, or when its oldest request has waited long
+enough. The queue is bounded: a caller that submits too fast waits or is rejected. Nothing polls.
 """
 
 import atexit
@@ -26,7 +26,7 @@ from centernet_trt.runtime.serving.types import (
     RequestStats,
 )
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False)
 class _Entry(Generic[Request, Result]):
-    """A request on its way; `arrived` by the batcher's clock."""
+    """A queued or running request; `arrived` by the batcher's clock."""
 
     value: Request
     group: Hashable
@@ -43,12 +43,7 @@ class _Entry(Generic[Request, Result]):
 
 
 class DynamicBatcher(Generic[Request, Result]):
-    """Gathers requests into batches and runs them on threads of its own.
-
-    `run` gets the requests of one batch, all of one group, and returns as many results in the same order; an
-    exception in the place of a result fails that request alone. An exception that it raises fails the batch; the
-    worker lives on. The threads keep the batcher alive: `close` it.
-    """
+    """Gathers requests into batches and runs them on its own threads, which keep it alive until `close`."""
 
     def __init__(
         self,
@@ -59,14 +54,16 @@ class DynamicBatcher(Generic[Request, Result]):
         name: str = "detector",
         clock: Clock | None = None,
     ) -> None:
-        """Start nothing yet.
+        """Set up the batcher; threads start with the first request.
 
         Args:
-            run: runs a batch; called from `settings.workers` threads at once.
-            max_batch: most requests in a batch; `settings.max_batch` may lower it.
+            run: runs the requests of one batch, all of one group, and returns as many results in the same order; called
+                from `settings.workers` threads at once. An exception in place of a result fails that request alone; an
+                exception that it raises fails the batch, and the worker continues.
+            max_batch: maximum number of requests in a batch; `settings.max_batch` may lower it.
             settings: None for the defaults of `Batching`.
-            name: of the threads, and in messages.
-            clock: None for the machine's.
+            name: name of the threads, also used in messages.
+            clock: None for the machine's monotonic clock.
         """
         self._run = run
         self._settings = settings or Batching()
@@ -77,7 +74,7 @@ class DynamicBatcher(Generic[Request, Result]):
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._room = threading.Condition(self._lock)
+        self._space = threading.Condition(self._lock)
         # Waiting requests by group, each group in order of arrival; groups that are empty are removed.
         self._groups: dict[Hashable, deque[_Entry[Request, Result]]] = {}
         self._depth = 0
@@ -86,7 +83,7 @@ class DynamicBatcher(Generic[Request, Result]):
         self._closed = False
 
     def check_open(self) -> None:
-        """Raise the error that `submit` would: the batcher is closed, or was made in another process."""
+        """Raise BackendError if the batcher is closed or was made in another process, as `submit` does."""
         check_owner(self._owner, f"the {self._name}")
         if self._closed:
             raise self._closed_error("and takes no more requests")
@@ -97,21 +94,25 @@ class DynamicBatcher(Generic[Request, Result]):
         """Queue a request.
 
         Args:
-            request: handed to `run` as it is.
+            request: passed to `run`.
             group: only requests of equal groups share a batch.
-            timeout: seconds to wait for room in the queue; 0 not at all, None as long as it takes.
+            timeout: seconds to wait for space in the queue: 0 does not wait, None waits without limit.
+
+        Returns:
+            The future of its result.
 
         Raises:
-            QueueFullError: no room within the timeout.
-            BackendError: the batcher is closed, or this process is a fork of the one that made it.
+            QueueFullError: no space within the timeout.
+            InputError: the timeout is negative.
+            BackendError: the batcher is closed, or this process was forked from the one that made it.
         """
         check_owner(self._owner, f"the {self._name}")
         if timeout is not None and not timeout >= 0:
-            raise InputError(f"timeout is {timeout}, seconds from 0 up or None were expected")
+            raise InputError(f"expected a timeout of 0 or more seconds or None, got {timeout}")
         future: RequestFuture[Result] = RequestFuture()
         entry = _Entry(request, group, future, self._clock.now())
         with self._lock:
-            self._wait_for_room(timeout)
+            self._wait_for_space(timeout)
             self._ensure_worker()
             self._groups.setdefault(group, deque()).append(entry)
             self._depth += 1
@@ -121,12 +122,12 @@ class DynamicBatcher(Generic[Request, Result]):
         return future
 
     def close(self, drain: bool = True) -> None:
-        """Take no more requests, and return when the threads have ended. May be called twice, and from any thread.
+        """Accept no more requests, and return when the threads have ended. May be called twice, and from any thread.
+
+        In a forked child of the process that made the batcher there are no threads, and nothing is done.
 
         Args:
-            drain: run what is queued; False fails it with a BackendError. Batches that run are finished either way.
-
-        In a fork of the process that made the batcher there is nothing to end, and nothing is done.
+            drain: run the queued requests; False fails them with a BackendError. Batches in flight finish either way.
         """
         if os.getpid() != self._owner:
             return
@@ -138,10 +139,10 @@ class DynamicBatcher(Generic[Request, Result]):
                 self._groups.clear()
                 self._depth = 0
             self._work.notify_all()
-            self._room.notify_all()
+            self._space.notify_all()
             threads = list(self._threads)
         if abandoned:
-            logger.warning("the %s closed with %d requests in its queue", self._name, len(abandoned))
+            _log.warning("the %s closed with %d requests in its queue", self._name, len(abandoned))
         for entry in abandoned:
             if entry.future.set_running_or_notify_cancel():
                 self._stats.count("failed")
@@ -153,10 +154,10 @@ class DynamicBatcher(Generic[Request, Result]):
 
     @property
     def statistics(self) -> RequestStatistics:
-        """What became of the requests so far.
+        """Counts, batch sizes and latencies so far.
 
         Raises:
-            BackendError: this process is a fork of the one that made the batcher.
+            BackendError: this process was forked from the one that made the batcher.
         """
         check_owner(self._owner, f"the {self._name}")
         with self._lock:
@@ -167,11 +168,11 @@ class DynamicBatcher(Generic[Request, Result]):
         hint = "load the bundle again: Detector.load(...)"
         return BackendError(f"the {self._name} was closed {when}", hint)
 
-    def _wait_for_room(self, timeout: float | None) -> None:
-        """Return, holding the lock, when there is room."""
+    def _wait_for_space(self, timeout: float | None) -> None:
+        """Wait for space in the queue; called with the lock, and returns with it."""
         capacity = self._settings.queue
         if threading.current_thread() in self._threads:
-            timeout = 0  # a future's callback: waiting here could keep the queue from ever emptying
+            timeout = 0  # a future's callback: waiting here could deadlock the queue
         deadline = None if timeout is None else self._clock.now() + timeout
         while not self._closed and self._depth >= capacity:
             remaining = None if deadline is None else deadline - self._clock.now()
@@ -179,24 +180,24 @@ class DynamicBatcher(Generic[Request, Result]):
                 self._stats.count("rejected")
                 raise QueueFullError(
                     f"{self._depth} requests wait, the queue holds {capacity}"
-                    + (f"; no room within {timeout} s" if timeout else ""),
-                    "submit more slowly, wait longer for room (timeout=), or allow a longer queue",
+                    + (f"; no space within {timeout} s" if timeout else ""),
+                    "submit more slowly, wait longer (timeout=), or allow a longer queue (Batching.queue)",
                 )
-            self._clock.wait(self._room, remaining)
+            self._clock.wait(self._space, remaining)
         self.check_open()
 
     def _ensure_worker(self) -> None:
-        """Start a thread, holding the lock, when none is free and more are allowed."""
+        """Start a thread if none is idle and more are allowed; called with the lock."""
         if self._idle or len(self._threads) >= (self._settings.workers or 1):
             return
         number = len(self._threads)
-        # A batcher that nobody closed must not keep the interpreter from ending: atexit ends the daemons in order.
+        # A batcher that was not closed must not keep the interpreter from ending: atexit ends the daemons in order.
         thread = threading.Thread(target=self._work_loop, name=f"{self._name}-{number}", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             if self._threads:
-                return  # the others will do
+                return  # the running ones suffice
             hint = "raise the limit on threads (ulimit -u) or use fewer"
             raise BackendError(f"no thread could be started for the {self._name}: {error}", hint) from error
         if not self._threads:
@@ -204,29 +205,29 @@ class DynamicBatcher(Generic[Request, Result]):
         self._threads.append(thread)
 
     def _forget(self, entry: _Entry[Request, Result]) -> None:
-        """A future was cancelled: its place in the queue is free at once."""
+        """Free the queue entry of a cancelled future at once."""
         self._stats.count("cancelled")
         with self._lock:
             waiting = self._groups.get(entry.group)
             if waiting is None or entry not in waiting:
-                return  # a worker has it, and will find it cancelled
+                return  # a worker has taken it, and will see that it is cancelled
             waiting.remove(entry)
             if not waiting:
                 del self._groups[entry.group]
             self._depth -= 1
-            self._room.notify()
+            self._space.notify()
         del entry.value
         entry.future.set_running_or_notify_cancel()
 
     def _work_loop(self) -> None:
-        logger.debug("%s starts", threading.current_thread().name)
+        _log.debug("%s starts", threading.current_thread().name)
         while batch := self._take():
             self._serve(batch)
             del batch  # an idle worker must not keep the last images alive
-        logger.debug("%s ends", threading.current_thread().name)
+        _log.debug("%s ends", threading.current_thread().name)
 
     def _take(self) -> list[_Entry[Request, Result]]:
-        """The next batch; waits for one. Empty when the batcher is closed and nothing is left."""
+        """Wait for the next batch; empty if the batcher is closed and no request is left."""
         with self._lock:
             while True:
                 group, due = self._next_group()
@@ -237,7 +238,7 @@ class DynamicBatcher(Generic[Request, Result]):
                     if not waiting:
                         del self._groups[group[0]]
                     self._depth -= len(batch)
-                    self._room.notify(len(batch))
+                    self._space.notify(len(batch))
                     if self._groups:
                         self._work.notify()
                         self._ensure_worker()
@@ -251,12 +252,12 @@ class DynamicBatcher(Generic[Request, Result]):
                     self._idle -= 1
 
     def _next_group(self) -> tuple[tuple[Hashable] | None, float]:
-        """The group to run next, in a tuple since None is a group too, and when it is due."""
+        """Choose the group to run next, in a tuple since None is a group too, and the time at which it is due."""
         chosen: tuple[Hashable] | None = None
         earliest = float("inf")
         for group, waiting in self._groups.items():
             full = len(waiting) >= self._max_batch
-            # Full batches are overdue; among equals the one whose oldest request waited longest goes first.
+            # Full batches are overdue; of several, the one with the oldest request goes first.
             due = waiting[0].arrived + (0.0 if full else self._settings.max_wait)
             if due < earliest:
                 chosen, earliest = (group,), due
@@ -268,7 +269,7 @@ class DynamicBatcher(Generic[Request, Result]):
             return
         values = [entry.value for entry in live]
         for entry in live:
-            del entry.value  # a future remembers its entry, and must not keep the image alive with it
+            del entry.value  # a future refers to its entry, and must not keep the image alive
         self._stats.batch(len(live))
         for entry, result in zip(live, self._results(values), strict=True):
             failed = isinstance(result, BaseException)
@@ -278,27 +279,25 @@ class DynamicBatcher(Generic[Request, Result]):
                     entry.future.set_exception(result)
                 else:
                     entry.future.set_result(result)
-            except BaseException:  # a callback raised SystemExit, or the user set the result
-                logger.warning("a result could not be handed over", exc_info=True)
+            except BaseException:  # noqa: BLE001 - a callback raised SystemExit, or the user set the result
+                _log.warning("a future did not accept its result", exc_info=True)
 
     def _results(self, requests: list[Request]) -> Sequence[Result | BaseException]:
-        """A result or an error for each request, whatever `run` does."""
+        """Return a result or an error for each request, whatever `run` does."""
         try:
             results = self._run(requests)
             if len(results) != len(requests):
                 raise BackendError(
-                    f"a batch of {len(requests)} requests came back with {len(results)} results"
+                    f"expected {len(requests)} results of a batch of {len(requests)} requests, got {len(results)}"
                 )
-        except BaseException as error:  # noqa: BLE001 - a worker that died would leave its futures waiting for ever
-            logger.warning(
-                "a batch of %d requests failed: %s: %s", len(requests), type(error).__name__, error
-            )
+        except BaseException as error:  # noqa: BLE001 - a worker that ended would leave its futures waiting forever
+            _log.warning("a batch of %d requests failed: %s: %s", len(requests), type(error).__name__, error)
             return [error, *(_own_copy(error) for _ in requests[1:])]
         return results
 
 
 def _own_copy(error: BaseException) -> BaseException:
-    """An equal exception for another thread to raise: one shared by all would gather every thread's traceback."""
+    """Copy an exception for another thread to raise: a shared one would accumulate every thread's traceback."""
     try:
         twin = copy.copy(error)
     except Exception:  # noqa: BLE001 - whatever its constructor does

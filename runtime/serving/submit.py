@@ -1,4 +1,4 @@
-"""Pass Detector requests to the batcher."""
+"""Submissions: pass the images submitted to a Detector to its batcher."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -14,16 +14,21 @@ from centernet_trt.runtime.serving.types import Batching, RequestFuture, Request
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A placed image, or one on the host that is to be augmented."""
+    """A submitted image.
+
+    Attributes:
+        image: placed in the network input; or on the host, to be augmented.
+        options: of its call.
+    """
 
     image: InferenceRequest | BgrImage
     options: DetectOptions
 
 
 class Submissions:
-    """The submitted images of one detector. Those of one network size share batches, whatever else they ask for.
+    """Batches the submitted images of one detector. Images of one network size share batches, whatever their options.
 
-    An image with test-time augmentation is a batch by itself: each of its runs of the network is one already.
+    An image with test-time augmentation is a batch by itself, since each of its runs of the network already is one.
     """
 
     def __init__(
@@ -35,15 +40,15 @@ class Submissions:
         settings: Batching | None = None,
         workers: int = 1,
     ) -> None:
-        """Start nothing yet.
+        """Set up the batcher; threads start with the first image.
 
         Args:
-            place: reads an image and lays it into the network input.
-            run: detections of images that share a network size; called from several threads.
-            augment: detections of one image with the options' augmentation; likewise.
-            max_batch: most images in a batch.
-            settings: None for the defaults.
-            workers: threads, where the settings do not say.
+            place: reads an image and places it in the network input.
+            run: detects in images that share a network size; called from several threads.
+            augment: detects in one image with the options' augmentation; likewise.
+            max_batch: maximum number of images in a batch.
+            settings: None for the defaults of `Batching`.
+            workers: number of threads, if the settings do not set it.
         """
         self._place, self._run, self._augment = place, run, augment
         settings = settings or Batching()
@@ -65,11 +70,11 @@ class Submissions:
         return self._batcher.submit(job, group, timeout)
 
     def _job(self, image: ImageSource, options: DetectOptions) -> tuple[_Job, Hashable]:
-        """The job, and the group that it may share a batch with."""
+        """Make the job, and the group that it may share a batch with."""
         if options.tta is not None:
             return _Job(host_image(image), options), object()
-        picture, placement = self._place(image)
-        request = InferenceRequest(picture, placement, options.threshold, options.top_k)
+        loaded, placement = self._place(image)
+        request = InferenceRequest(loaded, placement, options.threshold, options.top_k)
         return _Job(request, options), (placement.height, placement.width)
 
     def close(self, drain: bool = True) -> None:
@@ -78,7 +83,7 @@ class Submissions:
 
     @property
     def statistics(self) -> RequestStatistics:
-        """What became of the requests so far."""
+        """Counts, batch sizes and latencies so far."""
         return self._batcher.statistics
 
     def _run_batch(self, jobs: list[_Job]) -> list[Detections | Exception]:
@@ -86,11 +91,11 @@ class Submissions:
         if not requests:
             return [self._augmented(job) for job in jobs]
         found = self._run(requests)
-        return [job.options.chosen(detections) for detections, job in zip(found, jobs, strict=True)]
+        return [job.options.filter_classes(detections) for detections, job in zip(found, jobs, strict=True)]
 
     def _augmented(self, job: _Job) -> Detections | Exception:
         assert not isinstance(job.image, InferenceRequest)
         try:
             return self._augment(job.image, job.options)
-        except CenterNetError as error:  # of this image: a scale that the bundle was not built for, say
+        except CenterNetError as error:  # of this image, such as a scale that the bundle was not built for
             return error

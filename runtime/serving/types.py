@@ -1,4 +1,4 @@
-"""Options, futures and statistics of batched requests."""
+"""Batching, RequestFuture and RequestStatistics: options, futures and statistics of batched requests."""
 
 import math
 import threading
@@ -11,23 +11,23 @@ from typing import Any, Protocol, TypeVar
 
 from centernet_trt.errors import BackendError, InputError
 
-WINDOW = 2048  # latest requests that the percentiles are taken of
+WINDOW = 2048  # number of latest requests in the percentiles
 
 
 @dataclass(frozen=True)
 class RequestStatistics:
-    """What became of the requests so far.
+    """Statistics of the requests so far.
 
     Attributes:
-        queue_depth: requests that wait now.
-        running: requests in a batch that runs now.
+        queue_depth: requests waiting now.
+        running: requests in flight now.
         submitted: requests accepted.
-        completed: those with a result.
-        failed: those with an error, abandoned ones among them.
-        cancelled: those whose future was cancelled in time.
-        rejected: refused because the queue was full; not among the submitted.
-        batch_sizes: how many batches ran with so many requests.
-        latency_p50: seconds from submission to result, median of the latest requests; None before the first.
+        completed: requests with a result.
+        failed: requests with an error, including those still queued when the detector was closed without draining.
+        cancelled: requests whose future was cancelled before their batch started.
+        rejected: requests refused because the queue was full; not among the submitted.
+        batch_sizes: number of batches by their number of requests.
+        latency_p50: seconds from submission to result, median of the latest 2048 requests; None before the first.
         latency_p99: the 99th percentile of the same.
     """
 
@@ -44,14 +44,14 @@ class RequestStatistics:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """Nearest-rank percentile of ascending values: the smallest that at least `share` of them do not exceed."""
+    """Return the nearest-rank percentile: the smallest of the ascending values that `share` (0..1) do not exceed."""
     if not ordered:
         return None
     return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
 
 
 class RequestStats:
-    """Collects; safe to call from many threads. Memory does not grow with the number of requests."""
+    """Collects statistics in bounded memory. Safe to use from many threads."""
 
     def __init__(self, window: int = WINDOW) -> None:
         self._lock = threading.Lock()
@@ -65,20 +65,20 @@ class RequestStats:
             self._counts[what] += number
 
     def batch(self, size: int) -> None:
-        """A batch of so many requests starts."""
+        """Count a batch of `size` requests that starts."""
         with self._lock:
             self._batches[size] += 1
             self._counts["running"] += size
 
     def done(self, latency: float, failed: bool) -> None:
-        """A request of a running batch has its result, or its error, after so many seconds."""
+        """Count a request of a running batch that completed or failed, `latency` seconds after its submission."""
         with self._lock:
             self._counts["running"] -= 1
             self._counts["failed" if failed else "completed"] += 1
             self._latencies.append(latency)
 
     def snapshot(self, queue_depth: int) -> RequestStatistics:
-        """The figures now."""
+        """Return the statistics now."""
         with self._lock:
             counts, batches = dict(self._counts), dict(sorted(self._batches.items()))
             latencies = list(self._latencies)
@@ -96,11 +96,11 @@ Result = TypeVar("Result")
 
 
 class QueueFullError(BackendError):
-    """The queue had no room for a request within its timeout."""
+    """The queue had no space for a request within its timeout."""
 
 
 class RequestFuture(Future[Result]):
-    """A `concurrent.futures.Future` that a coroutine can `await` too, as `asyncio.wrap_future` makes it."""
+    """A `concurrent.futures.Future` that coroutines can also `await`, as with `asyncio.wrap_future`."""
 
     def __await__(self) -> Generator[Any, None, Result]:
         import asyncio
@@ -109,21 +109,21 @@ class RequestFuture(Future[Result]):
 
 
 class Clock(Protocol):
-    """Time, as the batcher uses it; tests bring their own."""
+    """The batcher's clock; tests use their own."""
 
     def now(self) -> float:
-        """Seconds since some moment; never goes back."""
+        """Return seconds since some moment; never goes back."""
         ...
 
     def wait(self, condition: threading.Condition, timeout: float | None) -> None:
-        """Wait, holding the condition, until it is notified or so many seconds have passed."""
+        """Wait, holding the condition, until it is notified or `timeout` seconds have passed."""
 
 
 class MonotonicClock:
     """The machine's monotonic clock."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Return seconds since some moment."""
         return time.monotonic()
 
     def wait(self, condition: threading.Condition, timeout: float | None) -> None:
@@ -133,14 +133,17 @@ class MonotonicClock:
 
 @dataclass(frozen=True)
 class Batching:
-    """How single requests become batches.
+    """How `Detector.submit` gathers requests into batches.
 
     Attributes:
-        max_batch: requests in a batch; None for the most that the bundle was built for.
-        max_wait: seconds that a request waits for others while a worker is free. 0 takes what is there.
-        queue: requests that may wait; whoever submits more waits for room or is refused.
-        workers: threads, each running one batch at a time; started when there is work. None for as many as the GPU has
-            streams, one on the host.
+        max_batch: maximum number of requests in a batch, at least 1; None for the largest that the bundle was built for.
+        max_wait: seconds that a request waits for others while a worker is idle; 0 runs what is queued.
+        queue: maximum number of waiting requests, at least 1; beyond it `submit` waits for space or fails.
+        workers: number of threads, each running one batch at a time, at least 1; started when there is work. None for
+            the number of GPU streams, and one on the host.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     max_batch: int | None = None
@@ -151,6 +154,6 @@ class Batching:
     def __post_init__(self) -> None:
         for name, value in (("max_batch", self.max_batch), ("queue", self.queue), ("workers", self.workers)):
             if value is not None and value < 1:
-                raise InputError(f"batching: {name} is {value}, at least 1 was expected")
+                raise InputError(f"expected at least 1 as Batching.{name}, got {value}")
         if not 0 <= self.max_wait < float("inf"):
-            raise InputError(f"batching: max_wait is {self.max_wait}, seconds from 0 up were expected")
+            raise InputError(f"expected 0 or more seconds as Batching.max_wait, got {self.max_wait}")

@@ -1,1 +1,1 @@
-"""TensorRT: flavours, logging, engines and execution contexts. Knows nothing of kernels."""
+"""TensorRT: flavours, logging, engines and execution contexts."""

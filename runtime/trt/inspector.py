@@ -1,4 +1,4 @@
-"""The layers of an engine, as TensorRT's inspector reports them."""
+"""EngineLayer: the layers of an engine, as reported by TensorRT's inspector."""
 
 import json
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from centernet_trt.errors import BackendError
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.binding import BindingName
 from centernet_trt.runtime.cuda.device import Device
-from centernet_trt.runtime.trt.engine import Loaded, load_engine
+from centernet_trt.runtime.trt.engine import LoadedPlan, load_engine
 
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of an engine, often several of the graph's.
+    """A layer of an engine, often fused from several nodes of the graph.
 
     Attributes:
-        name: by TensorRT.
-        kind: TensorRT's word for what it does; empty where it does not say.
-        outputs: type and memory format of each result, such as `Half NCHW`, as TensorRT writes it.
-        inputs: the same of what it reads.
+        name: given by TensorRT.
+        kind: TensorRT's layer type; empty if unknown.
+        outputs: element type and memory format of each output, such as `Half NCHW`, as TensorRT writes them.
+        inputs: the same for each input.
     """
 
     name: str
@@ -31,46 +31,51 @@ class EngineLayer:
 def engine_layers(
     bundle: EngineBundle, device: int | str = 0, binding: BindingName = "auto"
 ) -> list[EngineLayer]:
-    """The layers of the plan that runs on this GPU, in the order of their running.
+    """Return the layers of the plan that runs on this GPU, in execution order.
+
+    Args:
+        bundle: with the plan.
+        device: index among the visible GPUs, or UUID.
+        binding: Python package for the driver.
 
     Raises:
         BundleError: no plan fits.
-        BackendError: TensorRT does not start, refuses the plan, or says nothing of its layers.
-        CudaError: no GPU, or no package to reach it.
+        BackendError: TensorRT does not start, refuses the plan, or has no information on its layers.
+        CudaError: no GPU, or no usable driver binding.
     """
     with Device.open(device, binding) as opened, opened.current:
         loaded = load_engine(bundle, opened.info)
         try:
             return parse_layers(_information(loaded))
         finally:
-            del loaded  # TensorRT's objects go before the context
+            del loaded  # TensorRT's objects must be freed before the CUDA context
 
 
-def _information(loaded: Loaded) -> str:
+def _information(loaded: LoadedPlan) -> str:
     trt: Any = loaded.module
     inspector = loaded.engine.create_engine_inspector()
     text = None if inspector is None else inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     if not text:
         raise BackendError(
-            f"{trt.__name__} {trt.__version__} says nothing of the layers of {loaded.plan.file}",
-            "build the bundle again: older builds kept no more than the layers' names",
+            f"{trt.__name__} {trt.__version__} has no information on the layers of {loaded.plan.file}",
+            "rebuild the bundle: older builds kept the layers' names only",
         )
     return str(text)
 
 
 def parse_layers(text: str) -> list[EngineLayer]:
-    """The inspector's JSON as layers; a layer is a name, or a table of what was kept of it at build time.
+    """Parse the inspector's JSON, in which a layer is a name, or an object, depending on the build.
 
     Raises:
-        BackendError: it is something else.
+        BackendError: the text has another form.
     """
     try:
         rows = json.loads(text)["Layers"]
         return [_layer(row) for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackendError(
-            f"TensorRT's inspector gives no list of layers: {type(error).__name__}: {error}; it begins {text[:80]!r}",
-            "please report it with the version of TensorRT",
+            f"expected a list of layers from TensorRT's inspector, got {text[:80]!r} ({type(error).__name__}: {error})",
+            "report this message with the version of TensorRT",
         ) from error
 
 
@@ -82,4 +87,4 @@ def _layer(row: Any) -> EngineLayer:
 
 
 def _formats(tensors: Any) -> tuple[str, ...]:
-    return tuple(str(one.get("Format/Datatype") or one.get("Datatype") or "?") for one in tensors)
+    return tuple(str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "?") for tensor in tensors)

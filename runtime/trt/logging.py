@@ -1,19 +1,18 @@
-"""The process-wide TensorRT logger, and its progress monitor."""
+"""TensorRT's logger, one per process and flavour, and its progress monitor."""
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from centernet_trt.progress import Progress
 
 __all__ = ["LogLine", "Progress", "capture", "important", "logger_for", "monitor_for", "take_interrupt"]
 
 LogLine = tuple[str, str]
 """(severity, text); the severity is INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, steps done, steps of the phase) as the build goes on, possibly from other threads."""
 
 _LEVELS = {
     "INTERNAL_ERROR": logging.ERROR,
@@ -22,26 +21,26 @@ _LEVELS = {
     "INFO": logging.INFO,
     "VERBOSE": logging.DEBUG,
 }
-# TensorRT for RTX 1.7 says these on every build, and means nothing by it.
+# TensorRT for RTX 1.7 logs these on every build, without a problem behind them.
 _NOISE = ("Thread context has not been set!", "getHardwareCompatibilityLevel() is unsupported")
 
 _python_log = logging.getLogger("centernet_trt.tensorrt")
-# Without a handler of the user's, Python would print warnings to stderr by itself.
+# Without any handler Python would print warnings to stderr.
 _python_log.addHandler(logging.NullHandler())
 
 _lock = threading.Lock()
 _loggers: dict[str, Any] = {}
-# The captures that are open, newest last, by the thread that opened them.
+# Open captures by thread, newest last.
 _captures: dict[int, list[list[LogLine]]] = {}
 _interrupts: set[int] = set()
 
 
 @contextmanager
 def capture() -> Iterator[list[LogLine]]:
-    """Collect the lines that TensorRT logs in this thread while the block runs.
+    """Collect the lines that TensorRT logs in this thread within the block.
 
-    Lines of TensorRT's own worker threads go to the capture if it is the only one open in the process.
-    Captures nest: a line goes to all that its thread has open.
+    Lines of TensorRT's worker threads are collected if this thread is the only one with a capture.
+    Captures nest: a line goes to all open captures of its thread.
     """
     lines: list[LogLine] = []
     thread = threading.get_ident()
@@ -59,7 +58,7 @@ def capture() -> Iterator[list[LogLine]]:
 
 
 def logger_for(module: ModuleType) -> Any:
-    """Return the one logger object to give to `module` (tensorrt or tensorrt_rtx).
+    """Return the logger object for `module` (tensorrt or tensorrt_rtx), always the same one.
 
     Every line also goes to Python's logger `centernet_trt.tensorrt`.
     """
@@ -71,13 +70,13 @@ def logger_for(module: ModuleType) -> Any:
 
 
 def important(lines: list[LogLine]) -> list[str]:
-    """Return the errors and warnings as text, without those that mean nothing."""
+    """Return errors and warnings as text, without the known noise."""
     wanted = ("INTERNAL_ERROR", "ERROR", "WARNING")
     return [f"[{severity}] {text}" for severity, text in lines if severity in wanted and not _is_noise(text)]
 
 
 def take_interrupt() -> bool:
-    """Tell, once, whether Ctrl-C arrived in this thread while TensorRT was logging."""
+    """Return whether Ctrl-C arrived in this thread while TensorRT was logging, and forget it."""
     with _lock:
         thread = threading.get_ident()
         found = thread in _interrupts
@@ -93,7 +92,7 @@ def _make_logger(module: ModuleType) -> Any:
     base: Any = module.ILogger
 
     class Logger(base):  # type: ignore[misc]
-        """Called from C++, where an exception would end the process: none may leave `log`."""
+        """Called from C++, where an exception would terminate the process: `log` must not raise."""
 
         def __init__(self) -> None:
             base.__init__(self)
@@ -104,7 +103,7 @@ def _make_logger(module: ModuleType) -> Any:
             except KeyboardInterrupt:
                 _interrupts.add(threading.get_ident())
             except BaseException:  # noqa: BLE001, S110
-                pass  # a handler of the user's failed; the build goes on without this line
+                pass  # a handler of the application failed; the build continues without this line
 
     return Logger()
 
@@ -121,11 +120,11 @@ def _deliver(severity: str, text: str) -> None:
 
 
 def monitor_for(module: ModuleType, progress: Progress | None) -> Any:
-    """Return TensorRT's view of `progress`; its attribute `error` is what to raise after the build."""
+    """Return an IProgressMonitor that calls `progress`; raise its `error`, if any, after the build."""
     base: Any = module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
-        """Called from C++: no exception may leave it, so the first is kept and the build is told to stop."""
+        """Called from C++, so it must not raise: the first exception is kept and the build cancelled."""
 
         def __init__(self) -> None:
             base.__init__(self)
@@ -138,7 +137,7 @@ def monitor_for(module: ModuleType, progress: Progress | None) -> Any:
                     self.error = KeyboardInterrupt()
                 if self.error is None and progress is not None:
                     progress(phase, done, self.totals.get(phase, 0))
-            except BaseException as error:  # noqa: BLE001 - it is raised after the build
+            except BaseException as error:  # noqa: BLE001 - raised after the build
                 self.error = error
             return self.error is None
 

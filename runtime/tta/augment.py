@@ -1,4 +1,4 @@
-"""Test-time augmentation: run the variants of an image and merge their detections."""
+"""TestTimeAugmentation: run variants of an image and merge their detections."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,12 @@ from centernet_trt.runtime.tta.scale import ScaledInput, scaled_input
 
 
 class SoftNmsResult(NamedTuple):
-    """`rows` (N,) int64: those that stay, best first. `score` (N,) float32: what their scores became."""
+    """The boxes that soft-NMS keeps, best first.
+
+    Attributes:
+        rows: (N,) int64, their indices.
+        score: (N,) float32, their decayed scores.
+    """
 
     rows: npt.NDArray[np.int64]
     score: npt.NDArray[np.float32]
@@ -33,23 +38,23 @@ def soft_nms(
     sigma: float = 0.5,
     lowest: float = 0.001,
 ) -> SoftNmsResult:
-    """Decay the scores of boxes that a better box of their class overlaps: score *= exp(-iou**2 / sigma).
+    """Soft non-maximum suppression: decay the scores of boxes that a better box overlaps, score *= exp(-iou**2 / sigma).
 
-    The best box of a class is taken, the others decay by their overlap with it, then the best of the rest, and so on;
-    of equal scores the lower row goes first. Computed in float64 and rounded once.
+    Within a class the best box is selected, the others decay by their overlap with it, then the best of the rest, and
+    so on; of equal scores the lower row is first. Computed in float64 and rounded once.
 
     Args:
         xyxy: (N, 4) boxes in pixels, in any order.
-        score: (N,), 0..1.
-        label: (N,) class of each.
-        sigma: width of the decay.
-        lowest: a box whose score decays below this goes. One that nothing overlaps stays, however low its score.
+        score: (N,) float32, 0..1.
+        label: (N,) class indices.
+        sigma: width of the decay, positive.
+        lowest: a box whose score decays below this is dropped. One without overlap is kept, however low its score.
 
     Raises:
         InputError: sigma is not positive.
     """
     if not sigma > 0:
-        raise InputError(f"sigma of the soft-NMS is {sigma}, a positive number was expected")
+        raise InputError(f"expected a positive sigma of the soft-NMS, got {sigma}")
     decayed = score.astype(np.float64)
     alive = np.ones(len(score), dtype=np.bool_)
     for kind in np.unique(label):
@@ -64,7 +69,7 @@ def soft_nms(
 def _decay(
     boxes: npt.NDArray[np.float64], score: npt.NDArray[np.float64], sigma: float, lowest: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Scores after the decay, and which boxes stay; the boxes are of one class."""
+    """Compute the decayed scores of boxes of one class, and which boxes are kept."""
     score = score.copy()
     area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     alive = np.ones(len(score), dtype=np.bool_)
@@ -85,24 +90,27 @@ def _decay(
 
 
 OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
-HeadsOf = Callable[[npt.NDArray[np.floating]], Mapping[str, FloatArray]]
+RunHeads = Callable[[npt.NDArray[np.floating]], Mapping[str, FloatArray]]
 
 
 @dataclass(frozen=True)
 class TestTimeAugmentation:
-    """Which augmentations; the defaults are the official flip test.
+    """Settings of test-time augmentation; the defaults are the official flip test.
 
     Attributes:
-        flip: average with the mirror image.
-        scales: how many times as large the image is run; with more than one, soft-NMS merges the boxes, in the place
-            of the spec's own NMS.
-        sigma: width of the soft-NMS.
-        lowest: score below which a box that soft-NMS decays is dropped.
-        flip_index: for a points head by name: the point that each point becomes in a mirror, or None to take the points
-            of the image alone. A raw head is always that of the image alone.
+        flip: average the heads with those of the mirror image.
+        scales: factors for the image's size, positive; with more than one, soft-NMS merges the boxes, instead of the
+            spec's own NMS.
+        sigma: width of the decay of soft-NMS, positive.
+        lowest: score below which a box decayed by soft-NMS is dropped, 0..1.
+        flip_index: for each points head, by name: the point that each point becomes in a mirror, or None to use the
+            points of the image alone. Raw heads are always those of the image alone.
+
+    Raises:
+        InputError: no scales, or a scale or sigma that is not positive.
     """
 
-    __test__ = False  # pytest would take the name for a test
+    __test__ = False  # the name looks like a test to pytest
 
     flip: bool = True
     scales: tuple[float, ...] = (1.0,)
@@ -112,9 +120,9 @@ class TestTimeAugmentation:
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise InputError(f"scales are {self.scales}, at least one positive number was expected")
+            raise InputError(f"expected scales of at least one positive number, got {self.scales}")
         if not self.sigma > 0:
-            raise InputError(f"sigma is {self.sigma}, a positive number was expected")
+            raise InputError(f"expected a positive sigma, got {self.sigma}")
 
 
 _NAMED = {
@@ -126,7 +134,10 @@ Augmentation = Literal["flip", "multiscale", "flip+multiscale"] | TestTimeAugmen
 
 
 def parse_augmentation(tta: Augmentation) -> TestTimeAugmentation:
-    """The settings that a name stands for, or the settings themselves.
+    """Return the settings of a named augmentation; settings are returned as they are.
+
+    Args:
+        tta: "flip", "multiscale", "flip+multiscale" or settings.
 
     Raises:
         InputError: there is no such name.
@@ -135,7 +146,8 @@ def parse_augmentation(tta: Augmentation) -> TestTimeAugmentation:
         return tta
     if tta not in _NAMED:
         raise InputError(
-            f"tta is {tta!r}", f"it can be {', '.join(map(repr, _NAMED))} or a TestTimeAugmentation"
+            f"there is no augmentation {tta!r}",
+            f"expected tta={', '.join(map(repr, _NAMED))} or a TestTimeAugmentation",
         )
     return _NAMED[tta]
 
@@ -143,47 +155,51 @@ def parse_augmentation(tta: Augmentation) -> TestTimeAugmentation:
 def detect_augmented(
     image: BgrImage,
     manifest: Manifest,
-    heads_of: HeadsOf,
+    run_heads: RunHeads,
     tta: TestTimeAugmentation,
     threshold: float | None = None,
     top_k: int | None = None,
     max_batch: int | None = None,
 ) -> Detections:
-    """Detections of one image with test-time augmentation.
+    """Detect the objects in one image with test-time augmentation.
 
-    Every scale gives its best `top_k` (the spec's, or the call's where that is more); of the merged boxes the best
-    `top_k` at or above the threshold are kept, score descending. Unlike the official code, rows that soft-NMS drops are
-    gone (there, copies of others stand in their places), and equal scores at the end of the list do not lengthen it.
+    Every scale contributes its best `top_k` (the larger of the spec's and the call's); of the merged boxes the best
+    `top_k` at or above the threshold are kept. Unlike in the official code, rows that soft-NMS drops are removed (there,
+    copies of others replace them), and equal scores at the end of the list do not lengthen it.
 
     Args:
         image: (H, W, 3) uint8, blue first.
         manifest: of the bundle.
-        heads_of: runs the network: input tensor (N, 3, H, W) -> head tensors (N, C, H', W') by name, on the host.
-        tta: which augmentations.
-        threshold: lowest score wanted; None for the spec's.
-        top_k: at most so many; None for the spec's.
-        max_batch: most images that `heads_of` takes; None for the bundle's. With 1, image and mirror run one by one.
+        run_heads: runs the network: input tensor (N, 3, H, W) -> head tensors (N, C, H', W') by name, on the host.
+        tta: the settings.
+        threshold: lowest score to return, 0..1; None for the spec's.
+        top_k: maximum number of detections; None for the spec's.
+        max_batch: maximum number of images per call of `run_heads`; None for the bundle's. With 1, the image and its
+            mirror run one by one.
+
+    Returns:
+        The detections, best first; boxes in pixels of the image.
 
     Raises:
-        InputError: a scale needs an input that the bundle was not built for, or a head cannot be mirrored.
+        InputError: the bundle was not built for the input size of a scale, or a head cannot be mirrored.
     """
     spec = manifest.spec
     if tta.flip:
         check_flip(spec, tta.flip_index)
     threshold = spec.threshold if threshold is None else threshold
     top_k = spec.top_k if top_k is None else top_k
-    # Before the first run, so that a scale that does not fit costs nothing.
+    # Checked before the first run, so that a scale that does not fit costs nothing.
     inputs = [scaled_input(image, spec.input, scale) for scale in tta.scales]
     for scale, scaled in zip(tta.scales, inputs, strict=True):
         _check_size(scaled, manifest, scale)
     if len(inputs) == 1:
-        heads, decoded_as = _heads(inputs[0], manifest, heads_of, tta, max_batch)
+        heads, decoded_as = _heads(inputs[0], manifest, run_heads, tta, max_batch)
         return _decoded(inputs[0], heads, decoded_as, threshold, top_k)
     found = []
     for scaled in inputs:
-        heads, decoded_as = _heads(scaled, manifest, heads_of, tta, max_batch)
+        heads, decoded_as = _heads(scaled, manifest, run_heads, tta, max_batch)
         decoded_as = decoded_as.model_copy(update={"nms_iou": None})
-        # Scores only fall in the merge, and lower ones touch no higher one: the threshold may come first as well.
+        # Merging only lowers scores, and lower boxes do not affect higher ones: the threshold can be applied first.
         found.append(_decoded(scaled, heads, decoded_as, threshold, max(spec.top_k, top_k)))
     return _merged(found, tta, threshold, top_k)
 
@@ -202,25 +218,25 @@ def _check_size(scaled: ScaledInput, manifest: Manifest, scale: float) -> None:
 def _heads(
     scaled: ScaledInput,
     manifest: Manifest,
-    heads_of: HeadsOf,
+    run_heads: RunHeads,
     tta: TestTimeAugmentation,
     max_batch: int | None,
 ) -> tuple[Mapping[str, FloatArray], ModelSpec]:
-    """Heads (C, H, W) of one scale, and the spec to decode them with."""
+    """Compute the heads (C, H, W) of one scale, and the spec to decode them with."""
     spec, side = manifest.spec, scaled.placement
     copies = 2 if tta.flip else 1
     tensor = np.empty((copies, 3, side.height, side.width), dtype=np.dtype(manifest.input.dtype))
     normalise([scaled.canvas], spec.input, tensor[:1])
     if not tta.flip:
-        return {name: head[0] for name, head in heads_of(tensor).items()}, spec
+        return {name: head[0] for name, head in run_heads(tensor).items()}, spec
     tensor[1] = tensor[0, :, :, ::-1]
     most = largest_batch(manifest.profiles, side.height, side.width)
     if min(most, max_batch or most) >= 2:
-        both = heads_of(tensor)
+        both = run_heads(tensor)
         direct, mirrored = ({name: head[row] for name, head in both.items()} for row in (0, 1))
     else:
         direct, mirrored = (
-            {name: head[0] for name, head in heads_of(tensor[row : row + 1]).items()} for row in (0, 1)
+            {name: head[0] for name, head in run_heads(tensor[row : row + 1]).items()} for row in (0, 1)
         )
     return average_with_mirror(direct, mirrored, spec, tta.flip_index), _with_probabilities(spec)
 
@@ -228,9 +244,9 @@ def _heads(
 def _decoded(
     scaled: ScaledInput, heads: Mapping[str, FloatArray], spec: ModelSpec, threshold: float, top_k: int
 ) -> Detections:
-    """Detections of one scale."""
+    """Decode one scale."""
     found = decode_image(heads, spec, scaled.placement, threshold, top_k)
-    # A cut object's box ends about a cell from the side that cuts it.
+    # The box of a cut object ends about a cell from the side that cuts it.
     return found[scaled.is_whole(found.xyxy, spec.stride)] if scaled.drops_cut else found
 
 
@@ -242,7 +258,7 @@ def _with_probabilities(spec: ModelSpec) -> ModelSpec:
 def _merged(
     found: Sequence[Detections], tta: TestTimeAugmentation, threshold: float, top_k: int
 ) -> Detections:
-    """The boxes of all scales as one answer."""
+    """Merge the boxes of all scales by soft-NMS."""
     first = found[0]
     score = np.concatenate([part.score for part in found])
     everything = Detections(

@@ -1,4 +1,4 @@
-"""Flip augmentation: average the heads of an image and of its mirror image."""
+"""Flip augmentation: average the heads of an image with those of its mirror image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,33 +6,33 @@ import numpy as np
 import numpy.typing as npt
 
 from centernet_trt.errors import InputError
+from centernet_trt.runtime.backend import Heads
 from centernet_trt.runtime.host.decode import FloatArray, to_score
 from centernet_trt.runtime.spec import BoxHead, ModelSpec, PointsExtra
 
-Heads = dict[str, npt.NDArray[np.float32]]
 FlipIndex = Mapping[str, Sequence[int] | None]
 
 
 def check_flip(spec: ModelSpec, flip_index: FlipIndex) -> None:
-    """Make sure that the heads of a spec can be mirrored.
+    """Check that the heads of a spec can be mirrored.
 
     Args:
         spec: what the heads mean.
         flip_index: for each points head, the point that each point becomes in a mirror (left eye <-> right eye);
-            None takes the points of the image alone.
+            None uses the points of the image alone.
 
     Raises:
-        InputError: a points head without an entry, an entry that is no such pairing, or units that cannot be mirrored.
+        InputError: a points head has no entry, an entry is not such a pairing, or units that cannot be mirrored.
     """
     points = {head.name: head for head in spec.heads.extra if isinstance(head, PointsExtra)}
     if unknown := sorted(set(flip_index) - set(points)):
         raise InputError(
-            f"flip_index names {', '.join(unknown)}; the spec's points heads are: {', '.join(points) or 'none'}"
+            f"expected the spec's points heads ({', '.join(points) or 'none'}) in flip_index, got {', '.join(unknown)}"
         )
     for name, head in points.items():
         if name not in flip_index:
             raise InputError(
-                f"a mirror swaps left and right points of the head {name!r}, and nothing says which are pairs",
+                f"a mirror swaps left and right points of the head {name!r}, and flip_index has no pairs for it",
                 f"give TestTimeAugmentation(flip_index={{{name!r}: (...)}}), for each of the {head.points} points the "
                 f"one it becomes, or {{{name!r}: None}} for the points of the image alone",
             )
@@ -41,18 +41,18 @@ def check_flip(spec: ModelSpec, flip_index: FlipIndex) -> None:
             continue
         if sorted(pairs) != list(range(head.points)) or any(pairs[pairs[p]] != p for p in pairs):
             raise InputError(
-                f"flip_index of {name!r} is {tuple(pairs)}: pairs of the points 0..{head.points - 1} were expected",
+                f"expected pairs of the points 0..{head.points - 1} as flip_index of {name!r}, got {tuple(pairs)}",
                 "a point in the middle becomes itself; if 0 becomes 1, then 1 becomes 0",
             )
         if (head.units == "box") != (head.origin == "top_left"):
             raise InputError(
                 f"points in units {head.units!r} from the {head.origin!r} cannot be averaged with their mirror",
-                f"take those of the image alone: flip_index={{{name!r}: None}}",
+                f"use those of the image alone: flip_index={{{name!r}: None}}",
             )
 
 
 def as_probabilities(heads: Mapping[str, FloatArray], spec: ModelSpec) -> Heads:
-    """The heads of a spec in float32, the heatmap as scores 0..1."""
+    """Convert the heads of a spec to float32, the heatmap to scores 0..1."""
     found = {name: heads[name].astype(np.float32, copy=False) for name in spec.heads.tensors}
     heatmap = spec.heads.heatmap
     found[heatmap.tensor] = to_score(heads[heatmap.tensor], heatmap.activation)
@@ -65,11 +65,11 @@ def average_with_mirror(
     spec: ModelSpec,
     flip_index: FlipIndex,
 ) -> Heads:
-    """Heads of an image, averaged with those of its mirrored network input.
+    """Average the heads of an image with those of its mirrored network input.
 
     Args:
-        heads: (C, H, W) each, by name.
-        mirrored: the same of the input flipped left to right.
+        heads: (C, H, W) arrays by name.
+        mirrored: the same for the input flipped left to right.
         spec: what they mean; `check_flip` must have passed.
         flip_index: see `check_flip`.
 
@@ -94,10 +94,10 @@ def average_with_mirror(
 
 
 def _centre_step(direct: Heads, other: Heads, spec: ModelSpec) -> npt.NDArray[np.float32]:
-    """The way (x, y), in cells, from the centre that the mirror has of an object to the one that the image has.
+    """Compute the step (x, y), in cells, from an object's centre in the mirror to its centre in the image.
 
-    (2, 1, 1), or (2, H, W) with an offset head. It is not 0 without an offset either: a centre in its cell's corner is
-    mirrored into the opposite corner.
+    (2, 1, 1), or (2, H, W) with an offset head. Without one it is not 0 either: a centre in its cell's corner is
+    mirrored to the opposite corner.
     """
     step: npt.NDArray[np.float32]
     step = np.array([2 * spec.cell_offset - 1, 0], dtype=np.float32).reshape(2, 1, 1)
@@ -112,14 +112,14 @@ def _centre_step(direct: Heads, other: Heads, spec: ModelSpec) -> npt.NDArray[np
 
 
 def _unit(units: str, spec: ModelSpec) -> int:
-    """How many of a head's units a cell is."""
+    """Return the size of a cell in a head's units."""
     return spec.stride if units == "input" else 1
 
 
 def _swapped_edges(
     edges: npt.NDArray[np.float32], head: BoxHead, step: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Mirrored distances (4, H, W) seen from the image's own centre: left and right change places."""
+    """Convert mirrored distances (4, H, W) to the image's own centre: left and right are swapped."""
     left, top, right, bottom = (0, 1, 2, 3) if head.order == "xy" else (1, 0, 3, 2)
     swapped = np.empty_like(edges)
     swapped[left], swapped[right] = edges[right] + step[0], edges[left] - step[0]
@@ -134,14 +134,14 @@ def _swapped_points(
     spec: ModelSpec,
     step: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
-    """Mirrored points (2P, H, W) as vectors from the image's own origin, each in its partner's place."""
+    """Convert mirrored points (2P, H, W) to vectors from the image's own origin, each in its partner's place."""
     vectors = values.reshape(head.points, 2, *values.shape[1:])[list(pairs)]
     x, y = (0, 1) if head.order == "xy" else (1, 0)
     if head.units == "box":  # fractions of the box from its left edge
         vectors[:, x] = 1 - vectors[:, x]
         return vectors.reshape(values.shape)
     unit = _unit(head.units, spec)
-    if head.origin == "cell":  # the mirrored corner lies one cell on
+    if head.origin == "cell":  # the mirrored corner is one cell further
         vectors[:, x] = unit - vectors[:, x]
     else:
         vectors[:, x] = -step[0] * unit - vectors[:, x]

@@ -1,4 +1,4 @@
-"""Multi-scale augmentation: network inputs of a scaled image."""
+"""ScaledInput: the network input of a scaled image, for multi-scale augmentation."""
 
 from dataclasses import dataclass, replace
 
@@ -19,8 +19,8 @@ class ScaledInput:
 
     Attributes:
         canvas: (height, width, 3) uint8 pixels of the network input, blue first.
-        placement: where the source lies in it; it maps boxes, and is not for sampling.
-        drops_cut: boxes at a side where the image goes on beyond the input are to be dropped, see `is_whole`.
+        placement: of the source in it; it maps boxes, and is not for sampling.
+        drops_cut: whether to drop boxes at a side where the image continues beyond the input, see `is_whole`.
     """
 
     canvas: BgrImage
@@ -28,11 +28,14 @@ class ScaledInput:
     drops_cut: bool = False
 
     def is_whole(self, xyxy: npt.NDArray[np.float32], margin: float) -> npt.NDArray[np.bool_]:
-        """Which boxes (N, 4), in source pixels, are not of objects that the side of the network input cuts.
+        """Return which boxes are of objects that no side of the network input cuts.
 
         Args:
-            xyxy: the boxes.
-            margin: in pixels of the network input; a box that comes so near to a cutting side counts as cut.
+            xyxy: (N, 4) boxes in source pixels.
+            margin: in pixels of the network input; a box this close to a cutting side counts as cut.
+
+        Returns:
+            (N,) bool.
         """
         p = self.placement
         scale, shift = np.array([p.scale_x, p.scale_y]), np.array([p.shift_x, p.shift_y])
@@ -47,20 +50,25 @@ class ScaledInput:
 
 
 def scaled_input(image: BgrImage, spec: InputSpec, scale: float) -> ScaledInput:
-    """Lay an image that was made `scale` times as large into the network input.
+    """Place an image, scaled by a factor, in the network input.
 
     - `keep_res` and `fix_res` as the official `BaseDetector.pre_process`: cv2.resize to (int(w * scale),
       int(h * scale)), then the policy. The network size grows with keep_res; with fix_res the image shrinks inside the
-      input, or its outer part falls off.
-    - `letterbox` and `stretch` into a fixed size, which the official code does not have: as fix_res, in one resampling,
-      and boxes of objects that are cut by the input's side are dropped: they are whole at another scale.
+      input, or its outer part is cut off.
+    - `letterbox` and `stretch` into a fixed size, which the official code does not have: as fix_res, in one resampling;
+      boxes of objects that a side of the input cuts are dropped, since they are whole at another scale.
     - `stretch` to a free size: the network size of the scaled image.
+
+    Args:
+        image: (H, W, 3) uint8, blue first.
+        spec: input part of the model spec.
+        scale: factor for the image's size, positive.
 
     Raises:
         InputError: the scale is not positive.
     """
     if not 0 < scale < float("inf"):
-        raise InputError(f"a scale of the multi-scale test is {scale}, a positive number was expected")
+        raise InputError(f"expected a positive scale of the multi-scale test, got {scale}")
     if scale == 1:
         placement = place(spec, image.shape[1], image.shape[0])
         return ScaledInput(resample(image, placement), placement)
@@ -75,7 +83,7 @@ def _official(image: BgrImage, spec: InputSpec, scale: float) -> ScaledInput:
     resized = np.asarray(cv2.resize(image, (new_width, new_height)), dtype=np.uint8)
     placement = place(spec, new_width, new_height)
     if isinstance(spec.resize, FixRes):
-        # The scale is that of the image as it came: a larger one must not be shrunk back to fit.
+        # The scale of the original image: an enlarged one must not be shrunk back to fit.
         fitted = placement.width / max(width, height)
         placement = replace(
             placement,
@@ -84,7 +92,7 @@ def _official(image: BgrImage, spec: InputSpec, scale: float) -> ScaledInput:
             shift_x=placement.width / 2 - fitted * (new_width / 2),
             shift_y=placement.height / 2 - fitted * (new_height / 2),
         )
-    # Boxes are divided by the scale asked for, not by the ratio of the rounded sides.
+    # Boxes are divided by the given scale, not by the ratio of the rounded sides.
     to_source = replace(
         placement,
         source_width=width,
@@ -119,7 +127,7 @@ def _resampled_once(image: BgrImage, spec: InputSpec, scale: float) -> ScaledInp
 
 
 def _pasted(inner: BgrImage, placement: Placement, left: int, top: int) -> BgrImage:
-    """The image on a canvas, its corner at (left, top); what lies outside the canvas is cut."""
+    """Paste the image on a canvas with its corner at (left, top); the part outside the canvas is cut off."""
     canvas = np.full((placement.height, placement.width, 3), placement.pad_value, dtype=np.uint8)
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + inner.shape[1], placement.width), min(top + inner.shape[0], placement.height)

@@ -1,10 +1,20 @@
 """centernet-trt: CenterNet ("Objects as Points") detectors, fast and exact on NVIDIA GPUs.
 
-Build a bundle of an ONNX file once, then detect with it::
+Build a bundle from an ONNX file once, then detect objects with it::
 
     from centernet_trt import Detector, ModelSpec, build
 
-Importing this package is cheap: each name is loaded when it is first used, and with it what it needs.
+Importing this package is cheap: each name is imported with its dependencies when it is first used.
+
+Logging: all loggers are children of ``logging.getLogger("centernet_trt")``; only that name needs a level or a handler.
+The package installs no handler that prints, and sets no level.
+
+- WARNING: something works worse than expected, such as ONNX Runtime instead of a plan on a machine with a GPU, or
+  requests abandoned by `close`.
+- INFO: choices, such as the backend, and why.
+- DEBUG: details of the driver, of captures and of threads.
+- ``centernet_trt.tensorrt``: TensorRT's own messages, at their severity (VERBOSE is DEBUG). They are not printed
+  unless a handler is installed; those of a failing call are in its exception too.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""Files written whole or not at all, and the folder for what can be made or fetched again.
+"""Atomic file writes, checked files, and the cache folder.
 
-That folder holds downloaded models, compiled kernels and kernel timings; any number of processes may share it.
+The cache holds downloaded models, compiled kernels and kernel timings; any number of processes may share it.
 """
 
 import hashlib
@@ -13,7 +13,10 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def cache_dir() -> Path:
-    """`CENTERNET_TRT_CACHE`, else `centernet-trt` in the user's cache folder (XDG). It may not exist yet."""
+    """Return the cache folder: `CENTERNET_TRT_CACHE`, or `centernet-trt` in the user's XDG cache folder.
+
+    It may not exist yet.
+    """
     own = os.environ.get("CENTERNET_TRT_CACHE")
     if own:
         return Path(own).expanduser()
@@ -22,19 +25,19 @@ def cache_dir() -> Path:
 
 
 def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, parents: bool = False) -> None:
-    """Write a file so that a reader, also after a crash, finds the old content or the new, never a part.
+    """Write a file so that a reader finds the old content or the new, never a part, even after a crash.
 
     Args:
         path: the file.
-        content: the bytes, or a function that writes them to the path that it is given.
-        parents: make the folder where there is none.
+        content: the bytes, or a function that writes them to the path that it gets.
+        parents: create the folder if it is missing.
 
     Raises:
-        OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
+        OSError: it cannot be written; the old file is unchanged, and no temporary file is left.
     """
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
-    # A folder, not a file of tempfile's: the file gets the permissions that the user's umask gives, not 0600.
+    # A temporary folder, not a temporary file: the file gets permissions by the user's umask, not 0600.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         part = Path(scratch) / path.name
         if callable(content):
@@ -45,7 +48,11 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, paren
 
 
 def write_checked(path: Path, content: bytes) -> None:
-    """Write content for `read_checked`, after its SHA-256; the folder is made where there is none.
+    """Write content, preceded by its SHA-256, for `read_checked`; the folder is created if it is missing.
+
+    Args:
+        path: the file.
+        content: the bytes.
 
     Raises:
         OSError: as for `atomic_write`.
@@ -54,7 +61,13 @@ def write_checked(path: Path, content: bytes) -> None:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """What `write_checked` wrote; None where there is no file that can be read.
+    """Read what `write_checked` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content; None if there is no readable file.
 
     Raises:
         ValueError: the file is damaged.

@@ -1,18 +1,24 @@
-"""The errors of the product.
+"""CenterNetError and its subclasses.
 
-Each says what was found and what was expected (``message``) and what to do about it (``hint``).
+Each says what was expected and what was found (``message``), and what to do about it (``hint``).
 """
 
 
 class CenterNetError(Exception):
-    """Base of every error that the product raises on purpose.
+    """Base of all errors that this package raises on purpose; can be pickled. `str()` gives the message and the hint.
 
-    Args:
-        message: what was found, and what was expected instead.
-        hint: what the user can do; empty where there is nothing to do.
+    Attributes:
+        message: what was expected, and what was found instead.
+        hint: what the user can do about it; may be empty.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
+        """Make an error.
+
+        Args:
+            message: see the class.
+            hint: see the class.
+        """
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -26,28 +32,28 @@ class CenterNetError(Exception):
 
 
 class ModelError(CenterNetError):
-    """The ONNX graph cannot be read, or is not a graph that can be built."""
+    """An ONNX graph cannot be read, or cannot be built."""
 
 
 class SpecError(CenterNetError):
-    """A ModelSpec or a recipe is wrong, or does not fit the graph."""
+    """A ModelSpec or a recipe is invalid, or does not match the graph."""
 
 
 class BundleError(CenterNetError):
-    """An engine bundle is missing, incomplete, changed, or built for something else."""
+    """An engine bundle is missing, incomplete or changed, or was built for something else."""
 
 
 class CalibrationError(CenterNetError):
-    """Calibration images or a calibration record cannot be used."""
+    """Calibration images or a calibration record are invalid."""
 
 
 class BackendError(CenterNetError):
-    """TensorRT, ONNX Runtime or another backend is missing or refused the work."""
+    """TensorRT, ONNX Runtime or another backend is missing or failed."""
 
 
 class CudaError(CenterNetError):
-    """A CUDA driver, NVRTC or device failure."""
+    """The CUDA driver, NVRTC or a GPU failed."""
 
 
 class InputError(CenterNetError):
-    """An image or argument given by the caller cannot be used."""
+    """An image or argument of the caller is invalid."""

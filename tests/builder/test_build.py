@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_centernet import save_tiny_model, scene, tiny_spec
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.prepare import _small_shape
+from centernet_trt.builder.graph.source_comparison import batch_check_shape
 from centernet_trt.builder.profiles import ProfileRequest, resolve_profiles
 from centernet_trt.errors import BundleError, InputError, ModelError, SpecError
 from centernet_trt.runtime import Detector, EngineBundle, preset
@@ -237,6 +237,6 @@ def test_the_batch_is_checked_at_a_small_size(step: int, sides: tuple[int, int, 
     profile = ProfileRecord(batch=SMALL, height=ShapeRange.of(*sides), width=ShapeRange.of(*sides))
     image = {"size": {"rule": "multiple", "multiple": step}, "resize": {"policy": "stretch"}}
     spec = tiny_spec(input=image)
-    assert _small_shape(spec.input, profile) == (wanted, wanted)
+    assert batch_check_shape(spec.input, profile) == (wanted, wanted)
     fixed = preset("ttf-ltrb").input
-    assert _small_shape(fixed, profile) == (512, 512)
+    assert batch_check_shape(fixed, profile) == (512, 512)

@@ -1,16 +1,21 @@
 import subprocess
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.tiny_centernet import tiny_model
+from helpers.tiny_centernet import save_tiny_model, tiny_spec
+from onnx import ModelProto
 
-from centernet_trt.builder.prepare import Passes, Silence
+from centernet_trt.builder.options import BuildOptions
+from centernet_trt.builder.pass_list import PASSES, Pass, Preparation
+from centernet_trt.builder.prepare import describe_passes, prepare, run_passes
+from centernet_trt.builder.progress import Silence
+from centernet_trt.runtime.manifest import ShapeRange
 
 GROW = """
 import numpy as np
-from centernet_trt.builder.progress import peak_memory
+from centernet_trt.builder.prepare import peak_memory
 before = peak_memory()
 block = np.ones(200_000_000, np.uint8)
 grown = peak_memory()
@@ -27,19 +32,79 @@ class Listener(Silence):
         self.steps.append((name, done, total))
 
 
-def test_passes_are_timed_counted_and_told() -> None:
-    heard = Listener()
-    passes = Passes(heard)
-    model = passes.run("first", tiny_model)
-    wrapped = passes.run("second", lambda: SimpleNamespace(model=model))
-    assert wrapped.model is model
-    assert passes.run("third", lambda: "no model") == "no model"
-    assert heard.steps == [("first", 0, 0), ("second", 1, 0), ("third", 2, 0)]
-    assert [(row.name, row.nodes) for row in passes.records] == [("first", 3), ("second", 3), ("third", 3)]
-    assert all(row.seconds >= 0 for row in passes.records)
+def preparation(reporter: Silence) -> Preparation:
+    return Preparation(Path("none.onnx"), tiny_spec(), BuildOptions(), None, False, reporter)
+
+
+def grow(state: Preparation) -> None:
+    state.model = ModelProto.FromString(state.model.SerializeToString())
+    state.model.graph.node.add(op_type="Relu")
+
+
+def test_passes_are_timed_counted_and_reported() -> None:
+    listener = Listener()
+    state = preparation(listener)
+    passes = (
+        Pass("first", "", grow),
+        Pass("skipped", "", grow, "never", lambda _: False),
+        Pass("unrecorded", "", grow, recorded=False),
+        Pass("second", "", lambda state: state.notes.append("looked")),
+    )
+    run_passes(state, passes)
+    assert listener.steps == [("first", 0, 0), ("second", 1, 0)]
+    assert [(row.name, row.nodes) for row in state.records] == [("first", 1), ("second", 2)]
+    assert all(row.seconds >= 0 for row in state.records)
+    assert state.notes == ["looked"]
     with pytest.raises(ZeroDivisionError):
-        passes.run("fails", lambda: 1 / 0)
-    assert len(passes.records) == 3
+        run_passes(state, (Pass("fails", "", lambda _: 1 / 0), *passes))  # type: ignore[arg-type, return-value]
+    assert len(state.records) == 2
+
+
+def test_a_pass_repeats_earlier_ones_while_its_condition_holds() -> None:
+    state = preparation(Silence())
+    passes = (
+        Pass("once", "", grow),
+        Pass("typed", "", grow),
+        Pass("measured", "", lambda _: None),
+        Pass("again", "", grow, "below 6 nodes", lambda s: len(s.model.graph.node) < 6, repeat_from="typed"),
+        Pass("last", "", lambda _: None),
+    )
+    run_passes(state, passes)
+    round_trip = ["typed", "measured", "again"]
+    assert [row.name for row in state.records] == [
+        "once",
+        *round_trip,
+        *round_trip,
+        "typed",
+        "measured",
+        "last",
+    ]
+
+
+def test_the_pass_list_prints_itself() -> None:
+    rows = describe_passes().splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [one.name for one in PASSES]
+    assert all(row.count("|") == 4 for row in rows)
+    assert all(one.what and (one.when or one.applies(preparation(Silence()))) for one in PASSES)
+    names = [one.name for one in PASSES]
+    assert all(one.repeat_from in names for one in PASSES if one.repeat_from)
+
+
+def test_the_passes_of_a_build_are_those_of_the_list(tmp_path: Path) -> None:
+    options = BuildOptions("fp16", ShapeRange.parse("1"), ShapeRange.parse("64"), ShapeRange.parse("64"))
+    prepared = prepare(save_tiny_model(tmp_path), tiny_spec(), options)
+    found = [row.name for row in prepared.passes]
+    assert found == [
+        "load",
+        "heads",
+        "shapes",
+        "fold constants",
+        "fold batch norm",
+        "fp16 ranges",
+        "fp16",
+        "compare",
+    ]
+    assert [name for name in dict.fromkeys(one.name for one in PASSES) if name in found] == found
 
 
 def test_the_peak_of_memory() -> None:

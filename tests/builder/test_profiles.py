@@ -23,7 +23,7 @@ def test_profiles_are_read_from_text() -> None:
     assert parse("batch=1:4:8,height=512") == wanted
     assert parse(" height = 512 , batch=1:4:8") == wanted
     for text, words in [
-        ("", "'' in the profile '' is no dimension"),
+        ("", "expected batch=, height= or width=, got '' in the profile ''"),
         ("batch=1,depth=3", "'depth=3' in the profile"),
         ("batch", "'batch' in the profile"),
         ("batch=1,batch=2", "gives the batch twice"),
@@ -50,8 +50,12 @@ def test_what_a_profile_leaves_out_is_the_common_range() -> None:
 @pytest.mark.parametrize(
     ("spec", "profiles", "words"),
     [
-        (tiny_spec(), ["batch=1", "batch=2,height=48"], "every height is a multiple of 32"),
-        (tiny_spec(), ["batch=1", "batch=2", "batch=1:1:1"], "two profiles are the same: batch 1, height"),
+        (tiny_spec(), ["batch=1", "batch=2,height=48"], "expected a multiple of 32 for --height"),
+        (
+            tiny_spec(),
+            ["batch=1", "batch=2", "batch=1:1:1"],
+            "expected different profiles, got one twice: batch 1, height",
+        ),
         (preset("ttf-ltrb"), ["batch=1", "width=256"], "the spec fixes the width at 512"),
     ],
 )

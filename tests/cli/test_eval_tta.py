@@ -61,7 +61,8 @@ def test_the_command_scores_what_detect_finds(
         (["--tta", "flip+multiscale"], "flip+multiscale"),
         (["--tta", "multiscale", "--tta-scales", "0.5,1"], SCALES),
     ]
-    scores = []
+    scores: list[float] = []
+    result: dict[str, Any] = {}
     with Detector.load(tmp_path / "b", mode="faithful") as detector:
         for words, tta in cases:
             assert run(tmp_path, monkeypatch, *words) == 0

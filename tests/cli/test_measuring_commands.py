@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import onnx
 import pytest
 from helpers.bench_reports import made_up_entry, made_up_report
 from helpers.tiny_bundle import write_tiny_bundle
-from helpers.tiny_centernet import save_tiny_model, scene, tiny_model
+from helpers.tiny_centernet import save_tiny_model, tiny_model
 from onnx import numpy_helper
 
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.cli import app
 from centernet_trt.evaluation.bench import run as benchmark
 from centernet_trt.evaluation.bench.report import read_report
 from centernet_trt.evaluation.bench.roofline import MachineRates
@@ -24,41 +22,12 @@ from centernet_trt.evaluation.bench.roofline import MachineRates
 SHORT = ["--duration", "0.05", "--iterations", "3", "--warmup", "0", "--allow-short"]
 
 
-class Result:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, " ".join(err.split())
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["centernet-trt", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        printed = capsys.readouterr()
-        code = stop.value.code
-        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
-
-    return call
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for name, image in {"a.png": scene(), "b.png": scene(70, 100)}.items():
-        (folder / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    return folder
-
-
 @pytest.fixture
 def annotations(tmp_path: Path) -> Path:
     data = {
         "images": [
             {"id": row, "file_name": name, "width": 96, "height": 64}
-            for row, name in enumerate(["a.png", "b.png"])
+            for row, name in enumerate(["a.png", "b.jpg"])
         ],
         "annotations": [
             {"id": 1, "image_id": 0, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
@@ -138,7 +107,7 @@ def test_compare_finds_a_slowdown_and_refuses_other_models(run: Any, tmp_path: P
         (["verify", "{tmp}/b", "--annotations", "{tmp}/instances.json"], 2, "needs --images"),
         (["verify", "{tmp}/b", "--min-agreement", "7"], 1, "0 to 1"),
         (
-            ["verify", "{tmp}/b", "--images", "{tmp}/pictures", "--picture", "{tmp}/p.gif"],
+            ["verify", "{tmp}/b", "--images", "{tmp}/pictures", "--worst-image", "{tmp}/p.gif"],
             1,
             "name it .png or .jpg",
         ),
@@ -170,20 +139,22 @@ def test_verify_passes_fails_and_draws(run: Any, tmp_path: Path, pictures: Path,
     assert result["ap"]["drop"] == 0.0
     assert result["environment"]["cores"] >= 1
     assert "is not the file" not in done.err
-    # A model with another heatmap: exit code 3, with the address; and a note that it is another file.
+    # A model with another heatmap: exit code 3, with the stage; and a note that it is another file.
     other = tiny_model()
     (bias,) = (t for t in other.graph.initializer if t.name == "hm.bias")
     bias.CopyFrom(numpy_helper.from_array(np.array([2.0, -2.0], np.float32), "hm.bias"))
     onnx.save(other, tmp_path / "other.onnx")
-    picture = tmp_path / "new" / "worst.png"
-    done = run(
-        *words, "--against", tmp_path / "other.onnx", "--picture", picture, "--json", tmp_path / "v.json"
-    )
+    drawn, alias = tmp_path / "new" / "worst.png", tmp_path / "alias.png"
+    differs = [*words, "--against", tmp_path / "other.onnx", "--json", tmp_path / "v.json"]
+    done = run(*differs, "--worst-image", drawn)
+    assert run(*differs, "--picture", alias).code == 3  # the option's former name
+    assert alias.read_bytes() == drawn.read_bytes()
+    assert "--picture" not in run("verify", "--help").out
     assert done.code == 3
-    assert "the difference begins in: network (SQNR of hm" in done.err
+    assert "the first stage that differs is network (SQNR of hm" in done.err
     assert "is not the file that the bundle was built from" in done.err
     assert json.loads((tmp_path / "v.json").read_text())["passed"] is False
-    assert cv2.imread(str(picture)) is not None
+    assert cv2.imread(str(drawn)) is not None
     # Two bundles; and the bundle beside its own graph.
     second = write_tiny_bundle(tmp_path / "c")
     assert run(*words, "--against", second.path, "--max-images", 1).code == 0
@@ -229,7 +200,7 @@ def test_eval_refuses_other_classes(run: Any, tmp_path: Path, pictures: Path, an
     words = ["--images", pictures, "--annotations", annotations, "--no-time"]
     done = run("eval", tmp_path / "a", tmp_path / "b", *words)
     assert done.code == 1
-    assert "different class names: number 0 is 'blue' in the one, 'green' in the other" in done.err
+    assert "different class names: number 0 is 'blue' in one and 'green' in the other" in done.err
     # Two names are exchanged: no category is what the spec calls it.
     done = run("eval", tmp_path / "b", *words)
     assert done.code == 1

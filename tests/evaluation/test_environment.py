@@ -1,4 +1,4 @@
-"""What the environment record says of a machine with and without a driver."""
+"""The environment record of a machine with and without a driver."""
 
 import ctypes
 from typing import Any
@@ -17,7 +17,7 @@ def test_names_this_machine() -> None:
     assert found.to_json()["driver"]["gpus"] is not None
 
 
-def test_no_driver_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise OSError(name)
 
@@ -27,7 +27,7 @@ def test_no_driver_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeDriver:
-    """The driver calls that are asked, with the answers of a made-up GPU."""
+    """The driver calls of `query_driver`, with the answers of a made-up GPU."""
 
     def __init__(self, init: int, count: int) -> None:
         self.init, self.count = init, count

@@ -1,17 +1,12 @@
-"""The GPU benchmark on the stand-in driver, in processes of its own: its cases, and its command."""
+"""`bench` and the device tests on the stand-in driver, in processes of their own."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import standin_driver, standin_python
+from helpers import standin_driver, standin_process
 from helpers.cpu_build import ROOT
-from helpers.standin_session import run_on_standin
-
-
-def test_its_cases() -> None:
-    run_on_standin("tests/helpers/gpu_cases.py", "-m", "not slow")
 
 
 @pytest.fixture
@@ -19,7 +14,9 @@ def bundle(tmp_path: Path) -> Path:
     reason = standin_driver.why_not()
     if reason is not None:
         pytest.skip(reason)
-    code = f"from pathlib import Path; from standin_world import tiny; tiny(Path({str(tmp_path)!r}))"
+    code = (
+        f"from pathlib import Path; from helpers.standin_pipeline import tiny; tiny(Path({str(tmp_path)!r}))"
+    )
     run(tmp_path, "-c", code)
     return tmp_path / "bundle"
 
@@ -28,7 +25,7 @@ def run(folder: Path, *words: str, code: int = 0, **settings: object) -> str:
     """A Python command on the stand-in driver with the fake TensorRT; its output."""
     done = subprocess.run(
         [sys.executable, *words],
-        env=standin_python.environment(folder, **settings),
+        env=standin_process.environment(folder, **settings),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -54,7 +51,7 @@ def test_the_device_tests_of_the_detector_in_a_dry_run(tmp_path: Path, bundle: P
         "-p",
         "no:xdist",
         "-p",
-        "played_builder",
+        "helpers.fake_builder_plugin",
         "-m",
         "gpu",
     ]

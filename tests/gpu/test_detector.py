@@ -1,6 +1,6 @@
 """The whole way on a real GPU with a real TensorRT: a bundle built here, against the ONNX Runtime backend.
 
-Not for the stand-in driver: TensorRT talks to the real one. What the stand-in can check is in tests/runtime/test_pipeline.py.
+Not for the stand-in driver: TensorRT talks to the real one. What the stand-in can check is in tests/standin.
 """
 
 import os
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.detector_parts import gpu_backend, programs
 from helpers.driver_machine import why_no_gpu
 from helpers.tiny_centernet import save_tiny_model, scene, tiny_spec
 
@@ -18,7 +19,6 @@ from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.errors import BackendError
 from centernet_trt.runtime import Detections, Detector
 from centernet_trt.runtime.bundle import EngineBundle
-from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.manifest import ShapeRange
 from centernet_trt.runtime.trt.flavours import is_installed
 
@@ -76,10 +76,9 @@ def test_equals_the_host(bundle: EngineBundle, detector: Detector) -> None:
 
 
 def test_shapes_are_recorded_as_graphs(detector: Detector) -> None:
-    backend = detector._backend
-    assert isinstance(backend, GpuBackend)
+    backend = gpu_backend(detector)
     detector.warmup([(96, 64)])
-    captured = {made for lane in backend._lanes for made in lane.programs.values()}
+    captured = {made for kept in programs(detector) for made in kept.values()}
     assert captured == {backend.options.cuda_graph}
 
 
@@ -105,8 +104,7 @@ def test_many_threads(detector: Detector) -> None:
 
 
 def test_no_growth(detector: Detector) -> None:
-    backend = detector._backend
-    assert isinstance(backend, GpuBackend)
+    backend = gpu_backend(detector)
     image = scene()
     detector.detect(image)
     free = backend.device.free_memory()
@@ -116,8 +114,7 @@ def test_no_growth(detector: Detector) -> None:
 
 
 def test_images_in_gpu_memory(detector: Detector) -> None:
-    backend = detector._backend
-    assert isinstance(backend, GpuBackend)
+    backend = gpu_backend(detector)
     image, device = scene(), backend.device
     with (
         device.allocate(image.nbytes) as memory,

@@ -102,8 +102,10 @@ def test_streams_wait_for_each_other(device: Device) -> None:
     for value, link in enumerate(
         (
             lambda: (first.record(event), second.wait(event)),
-            lambda: second.wait_for(first.number),
-            lambda: first.hold_up(second.number),
+            lambda: second.wait(first.number),
+            lambda: first.make_wait(second.number),
+            lambda: second.wait(first),
+            lambda: first.make_wait(second),
         ),
         start=1,
     ):

@@ -106,10 +106,19 @@ def test_what_is_refused(other: OtherLibrary) -> None:
     with GpuOps(spec, max_batch=1, max_pixels=4000) as ops:
         good = other.array(np.zeros((1, 3, 64, 64), np.float32))
         wrong: list[tuple[list[Any], Any, str]] = [
-            ([image], other.array(np.zeros((1, 3, 64, 64), np.float64)), "an array of float64"),
-            ([image, image], good, "was given for 2 images"),
+            (
+                [image],
+                other.array(np.zeros((1, 3, 64, 64), np.float64)),
+                "got float64 of shape (1, 3, 64, 64)",
+            ),
+            ([image, image], good, "expected 1 to 1 images, got 2"),
+            (
+                [image],
+                other.array(np.zeros((2, 3, 64, 64), np.float32)),
+                "got float32 of shape (2, 3, 64, 64)",
+            ),
             ([np.zeros((20, 20, 3), np.uint8)], good, "needs a network input of 32x32"),
-            ([np.zeros((63, 63, 4), np.uint8), image][:1], np.zeros((1, 3, 64, 64)), "found ndarray"),
+            ([np.zeros((63, 63, 4), np.uint8), image][:1], np.zeros((1, 3, 64, 64)), "got ndarray"),
         ]
         for images, out, message in wrong:
             with pytest.raises(InputError) as caught:
@@ -117,7 +126,7 @@ def test_what_is_refused(other: OtherLibrary) -> None:
             assert message in str(caught.value)
         with pytest.raises(ModelError, match=r"head tensor .* is missing"):
             ops.decode({}, [])
-    with pytest.raises(InputError, match="a stream was expected, found str"):
+    with pytest.raises(InputError, match="expected a CUDA stream, got str"):
         stream_number("stream")
 
 

@@ -8,6 +8,7 @@ int cuInit(unsigned) {
     LOCK;
     if (!initialised) {
         watch_faults();
+        note_start();
         std::atexit(report_leaks);
     }
     initialised = true;

@@ -1,48 +1,42 @@
-"""Runs a file of tests in a process of its own that finds the stand-in driver in the place of NVIDIA's."""
+"""A pytest session in which the stand-in driver takes the place of NVIDIA's (`pytest --standin`).
+
+LD_LIBRARY_PATH is read when a process starts, so the session is run in a new process. The stand-in finds leaks when a
+process exits, which is after pytest's verdict: `run_session` adds them to it, for every xdist worker.
+"""
 
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from helpers import standin_driver
-from helpers.cpu_build import ROOT
 
 HANGS_AFTER = 900  # seconds that no single test takes on a busy machine
+FAULTY = 97  # exit code of the stand-in after a fault or leak
 IN_STANDIN = "CENTERNET_TRT_STANDIN" in os.environ
 
-
-def run_on_standin(file: str, *arguments: str, **settings: object) -> str:
-    """Run a file of tests, by its path in the repository; a fault or leak that the stand-in sees fails it too."""
-    reason = standin_driver.why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs"]
-    # Threads that wait for each other, one with the GIL, can stop the test's own watch over them: then pytest tells where.
-    command += ["-o", f"faulthandler_timeout={HANGS_AFTER}"]
-    done = subprocess.run(
-        [*command, *arguments, str(ROOT / file)],
-        env=standin_driver.environment(**{"STANDIN_STRICT": 1} | settings),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=4 * HANGS_AFTER,
-    )
-    told = f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-    assert done.returncode == 0, told
-    return told
+ON_STANDIN = [
+    pytest.mark.standin,
+    pytest.mark.skipif(
+        not IN_STANDIN,
+        reason=standin_driver.why_not() or "runs on the stand-in driver: python -m pytest --standin FILE",
+    ),
+]
+"""`pytestmark` of the files that need the stand-in driver."""
 
 
-def run_script(code: str, *arguments: str | Path, **settings: object) -> "subprocess.CompletedProcess[str]":
-    """Run a script in such a process, with the folders of test helpers on its path."""
-    reason = standin_driver.why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    environment = standin_driver.environment(**{"STANDIN_STRICT": 1} | settings)
-    folders = [str(ROOT / "tests")]
-    environment["PYTHONPATH"] = os.pathsep.join([*folders, environment.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
+def run_session(arguments: Sequence[str | os.PathLike[str]]) -> int:
+    """Run pytest on the stand-in driver -> its exit code, `FAULTY` if only the stand-in objects."""
+    # Threads that wait for each other, one with the GIL, can stop a test's own timeout: then pytest prints the stacks.
+    command = [sys.executable, "-m", "pytest", "-o", f"faulthandler_timeout={HANGS_AFTER}", *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = standin_driver.environment(STANDIN_STRICT=1, STANDIN_ENDINGS=folder)
+        code = subprocess.run(command, env=environment, check=False).returncode
+        problems = {path.name: path.read_text() for path in Path(folder).iterdir()}
+    for process, faults in sorted(problems.items()):
+        print(f"STANDIN: process {process}: {faults or 'ended without the check for leaks'}", file=sys.stderr)
+    return code or (FAULTY if problems else 0)

@@ -21,7 +21,7 @@ from centernet_trt.kernels.launch import (
     plan_decode,
     plan_preprocess,
 )
-from centernet_trt.runtime.gpu import kernels as kernel_params
+from centernet_trt.runtime.gpu import backend, ops
 from centernet_trt.runtime.gpu.kernels import absent_image, decode_params, extra_columns
 from centernet_trt.runtime.host import preprocess
 from centernet_trt.runtime.host.preprocess import level_table, normalise
@@ -123,13 +123,13 @@ def test_preprocess_covers_every_pixel() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": 0}, "1 to 1024 rows"),
-        ({"rows": 1025}, "1 to 1024 rows"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"batch": 70000}, "at most 65535"),
-        ({"classes": 40000, "height": 300, "width": 300}, "larger than"),
-        ({"threads": 48}, "32 to 384 threads"),
-        ({"threads": 512}, "32 to 384 threads"),
+        ({"rows": 0}, "top_k of 1 to 1024, got 0"),
+        ({"rows": 1025}, "top_k of 1 to 1024, got 1025"),
+        ({"batch": 0}, "expected batch of at least 1, got 0"),
+        ({"batch": 70000}, "expected batch of at most 65535, got 70000"),
+        ({"classes": 40000, "height": 300, "width": 300}, "at most 2147483647 cells, got 40000 x 300 x 300"),
+        ({"threads": 48}, "a multiple of 32 up to 384 threads, got 48"),
+        ({"threads": 512}, "a multiple of 32 up to 384 threads, got 512"),
     ],
 )
 def test_what_a_plan_refuses(changes: dict[str, int], message: str) -> None:
@@ -139,7 +139,7 @@ def test_what_a_plan_refuses(changes: dict[str, int], message: str) -> None:
 
 
 def test_preprocess_refuses_a_batch_beyond_the_grid() -> None:
-    with pytest.raises(InputError, match="batch must be at most 65535"):
+    with pytest.raises(InputError, match="expected batch of at most 65535, got 70000"):
         plan_preprocess(70000, 32, 32, half=True)
 
 
@@ -170,9 +170,10 @@ def test_level_table_is_the_hosts(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_host_and_gpu_share_one_level_table(name: str) -> None:
-    """One array, so that the two cannot drift apart, and neither side can change it."""
+    """One read-only array of one function, so that the two cannot drift apart."""
     spec = preset(name).input
-    assert kernel_params.level_table(spec) is preprocess.level_table(spec)
+    assert backend.level_table is ops.level_table is preprocess.level_table  # type: ignore[attr-defined]
+    assert level_table(spec) is level_table(spec)
     with pytest.raises(ValueError, match="read-only"):
         level_table(spec)[0, 0] = 1.0
     levels = [
@@ -182,14 +183,14 @@ def test_host_and_gpu_share_one_level_table(name: str) -> None:
     np.testing.assert_array_equal(level_table(spec), np.array(levels))
 
 
-def test_more_further_heads_than_the_kernel_takes() -> None:
+def test_more_extra_heads_than_the_kernel_supports() -> None:
     base = preset("official")
     extra = tuple(RawExtra(name=f"n{i}", tensor=f"t{i}", channels=1) for i in range(17))
     spec: ModelSpec = base.model_copy(update={"heads": base.heads.model_copy(update={"extra": extra})})
     plan = plan_decode(1, 1, 8, 8, 5, True, 1)
     heads = dict.fromkeys(spec.heads.tensors, (256, True))
     layout = DecodeLayout(1, 5, extra_columns(spec.heads))
-    with pytest.raises(SpecError, match="up to 16 further heads, the spec has 17"):
+    with pytest.raises(SpecError, match="up to 16 extra heads, the spec has 17"):
         decode_params(spec, plan, (1, 8, 8), heads, 1, 2, 3, 4, layout)
 
 

@@ -1,4 +1,4 @@
-"""Planted faults: each must make a named test fail. The fences are in test_ptx.py, which compiles them away itself."""
+"""Planted faults: each must make a named test fail. Missing fences are planted by test_ptx.py."""
 
 import os
 import re
@@ -18,44 +18,49 @@ from helpers.official_heads import OFFICIAL, official_heads
 
 @dataclass(frozen=True)
 class Fault:
-    """Replace the `nth` occurrence of `old` in a source file; `caught_by` is the test that must then fail."""
+    """Replace the only occurrence of `old` in a source file; `caught_by` is the test that must then fail."""
 
     name: str
     file: str
     old: str
     new: str
     caught_by: str
-    nth: int = 0
     sanitized: bool = False
     quick: bool = False
 
 
-BARRIER = "__syncthreads();"
+BARRIER = "__syncthreads();  // barrier: "  # and what it guarantees
 DECODE, PREPROCESS = "test_decode.py::", "test_preprocess.py::"
 ORDER, HELD_BACK = DECODE + "test_order_and_ties", DECODE + "test_one_thread_held_back_at_every_barrier"
 MANY_UNITS = DECODE + "test_a_block_that_works_through_many_units"
 MANY_ROWS = DECODE + "test_noise_of_1024_rows"
 POLICY = PREPROCESS + "test_every_policy"
 
+
+def no_barrier(file: str, guarantee: str, caught_by: str, quick: bool = False) -> Fault:
+    """The barrier with this comment is missing."""
+    return Fault(f"no barrier: {guarantee}", file, f"{BARRIER}{guarantee}\n", ";\n", caught_by, quick=quick)
+
+
 FAULTS = [
-    # Every barrier of the sources is here: test_every_barrier_has_its_mutant counts them.
-    Fault("no barrier after clearing the histogram", "select.cuh", BARRIER, ";", ORDER, 0),
-    Fault("no barrier after counting digits", "select.cuh", BARRIER, ";", ORDER, 1),
-    Fault("no barrier after choosing the digit", "select.cuh", BARRIER, ";", ORDER, 2),
-    Fault("no barrier between reading and writing in place", "select.cuh", BARRIER, ";", ORDER, 3),
-    Fault("no barrier at the end of a cut", "select.cuh", BARRIER, ";", ORDER, 4),
-    Fault("no barrier after reading the count", "select.cuh", BARRIER, ";", MANY_UNITS, 5),
-    Fault("no barrier between ranking and placing", "select.cuh", BARRIER, ";", ORDER, 6),
-    Fault("no barrier after placing", "select.cuh", BARRIER, ";", ORDER, 7),
-    Fault("no barrier before sorting", "select.cuh", BARRIER, ";", MANY_ROWS, 8),
-    Fault("no barrier between sorting steps", "select.cuh", BARRIER, ";", MANY_ROWS, 9),
-    Fault("no barrier after taking room in the list", "decode.cu", BARRIER, ";", ORDER, 0),
-    Fault("no barrier between keys and ticket", "decode.cu", BARRIER, ";", HELD_BACK, 1, quick=True),
-    Fault("no barrier after the ticket", "decode.cu", BARRIER, ";", HELD_BACK, 2),
-    Fault("no barrier before the counters are reset", "decode.cu", BARRIER, ";", ORDER, 3),
-    Fault("no barrier after the counters are reset", "decode.cu", BARRIER, ";", ORDER, 4),
-    Fault("no barrier after the level is set", "decode.cu", BARRIER, ";", ORDER, 5),
-    Fault("no barrier before the tile is used", "preprocess.cu", BARRIER, ";", POLICY, 0),
+    # Every barrier of the sources is here: test_every_barrier_has_its_mutant compares them.
+    no_barrier("select.cuh", "histogram is zero", ORDER),
+    no_barrier("select.cuh", "digits are counted", ORDER),
+    no_barrier("select.cuh", "digit is chosen", ORDER),
+    no_barrier("select.cuh", "keys of this round are read before any is written", ORDER),
+    no_barrier("select.cuh", "cut is complete", ORDER),
+    no_barrier("select.cuh", "all threads have read the count", MANY_UNITS),
+    no_barrier("select.cuh", "all keys are ranked", ORDER),
+    no_barrier("select.cuh", "keys are placed", ORDER),
+    no_barrier("select.cuh", "padding is zero", MANY_ROWS),
+    no_barrier("select.cuh", "sorting step is complete", MANY_ROWS),
+    no_barrier("decode.cu", "base of the block in the list is known", ORDER),
+    no_barrier("decode.cu", "keys are written before the ticket is drawn", HELD_BACK, quick=True),
+    no_barrier("decode.cu", "ticket is drawn", HELD_BACK),
+    no_barrier("decode.cu", "total is read before the counters are reset", ORDER),
+    no_barrier("decode.cu", "selection is empty", ORDER),
+    no_barrier("decode.cu", "level is set", ORDER),
+    no_barrier("preprocess.cu", "tile is filled", POLICY),
     # Selection
     Fault("ties go to the larger index", "select.cuh", "(Key)(0xffffffffu - index)", "(Key)index", ORDER, quick=True),
     Fault("-0.0 below +0.0", "select.cuh", "value == 0.0f ? 0.0f : value", "value", ORDER),
@@ -93,16 +98,14 @@ FAULTS = [
     Fault("red and blue swapped", "preprocess.cu", "p.rgb ? level[2 - c] : level[c]", "p.rgb ? level[c] : level[2 - c]",
           POLICY),
 ]  # fmt: skip
-BARRIERS = {"select.cuh": 10, "decode.cu": 6, "preprocess.cu": 1, "boxes.cuh": 0}
 
 
 def _plant(fault: Fault, folder: Path) -> None:
     for source in (ROOT / "kernels").glob("*.cu*"):
         shutil.copy(source, folder)
-    parts = (folder / fault.file).read_text().split(fault.old)
-    assert len(parts) > fault.nth + 1, f"{fault.old!r} is no longer in {fault.file}"
-    head, tail = fault.old.join(parts[: fault.nth + 1]), fault.old.join(parts[fault.nth + 1 :])
-    (folder / fault.file).write_text(head + fault.new + tail)
+    text = (folder / fault.file).read_text()
+    assert text.count(fault.old) == 1, f"expected {fault.old!r} once in {fault.file}"
+    (folder / fault.file).write_text(text.replace(fault.old, fault.new))
 
 
 @pytest.mark.parametrize(
@@ -140,11 +143,14 @@ def test_planted_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
 
 
 def test_every_barrier_has_its_mutant() -> None:
-    for file, count in BARRIERS.items():
-        text = (ROOT / "kernels" / file).read_text()
-        assert text.count(BARRIER) == count, f"{file}: give the new barrier a mutant"
-        planted = {fault.nth for fault in FAULTS if fault.file == file and fault.old == BARRIER}
-        assert planted == set(range(count))
+    for source in (ROOT / "kernels").glob("*.cu*"):
+        text = source.read_text()
+        barriers = [f"{line.strip()}\n" for line in text.splitlines() if BARRIER in line]
+        assert text.count("__syncthreads();") == len(barriers), (
+            f"{source.name}: a barrier without its comment"
+        )
+        planted = [fault.old for fault in FAULTS if fault.file == source.name and BARRIER in fault.old]
+        assert planted == barriers, f"{source.name}: give the new barrier a mutant"
 
 
 @pytest.mark.parametrize("buffer", ["shared memory", "keys", "counters", "output", "heatmap"])

@@ -1,15 +1,12 @@
-"""The stand-in driver: the device tests run on it, and it reports what a real driver would let pass or crash on."""
+"""The stand-in driver reports what a real driver would let pass or crash on."""
 
 import importlib.util
-import os
 import re
 import subprocess
-import sys
 import textwrap
 
 import pytest
-from helpers import standin_driver
-from helpers.cpu_build import ROOT
+from helpers.standin_process import run_script
 
 PREPARE = """
 import ctypes, os, sys
@@ -30,37 +27,12 @@ def status(result):
 
 
 def run(code: str, **settings: object) -> "subprocess.CompletedProcess[str]":
-    reason = standin_driver.why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    environment = standin_driver.environment(STANDIN_STRICT=1, **settings)
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *sys.path])
-    script = PREPARE + textwrap.dedent(code)
-    return subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    return run_script(PREPARE + textwrap.dedent(code), **settings)
 
 
 def succeeds(code: str, **settings: object) -> None:
     done = run(code, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_device_tests_pass_on_it() -> None:
-    reason = standin_driver.why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs"]
-    done = subprocess.run(
-        [*command, "-m", "gpu", str(ROOT / "tests" / "gpu" / "test_kernels.py")],
-        env=standin_driver.environment(STANDIN_STRICT=1),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "skipped" not in done.stdout, done.stdout[-2000:]
 
 
 def test_results_come_only_to_those_who_wait() -> None:
@@ -208,7 +180,7 @@ def test_what_a_capture_forbids() -> None:
 
 def test_a_cubin_for_another_architecture_is_refused() -> None:
     succeeds("""
-        from centernet_trt.kernels.compiler import compile_module
+        from centernet_trt.kernels.compile import compile_module
         start()
         cubin = compile_module("preprocess", "sm_80", None).cubin
         result = cu.cuModuleLoadData(cubin)
@@ -255,7 +227,7 @@ def test_pycuda_itself() -> None:
         import pycuda.driver as cuda
         from helpers.official_heads import OFFICIAL, official_heads
         from helpers.kernel_runs import IDENTITY, DecodeRun, check_decode
-        from centernet_trt.kernels.compiler import compile_module
+        from centernet_trt.kernels.compile import compile_module
         class PyCuda:
             def __init__(self):
                 cuda.init()

@@ -66,7 +66,7 @@ def test_wrong_arrays_are_still_refused(manifest: Manifest, wrong: Any) -> None:
 def test_the_backend_is_asked_and_sizes_are_remembered(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "_REMEMBERED", 3)
+    monkeypatch.setattr(intake, "_MAX_CACHED_SIZES", 3)
     known = InputPreparer(manifest)
     placed: list[tuple[int, int]] = []
 
@@ -96,7 +96,7 @@ def test_an_image_for_augmentation() -> None:
     assert host_image(array).shape == (4, 5, 3)
 
     source: Any = SimpleNamespace(__cuda_array_interface__={})
-    with pytest.raises(InputError, match="with tta=, which prepares images on the host"):
+    with pytest.raises(InputError, match="expected an image on the host with tta="):
         host_image(source)
 
 
@@ -120,11 +120,11 @@ def test_remembered_descriptors_are_the_right_ones(batches: list[list[Any]], rem
     table = ImageDescriptors(ctypes.addressof(memory), spec)
     sizes = [(30, 20), (31, 20), (30, 20), (8, 9), (60, 60)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_table, "_REMEMBERED", remembered)
+        patch.setattr(image_table, "_MAX_CACHED", remembered)
         kept = [place(spec.input, *size) for size in sizes]
         for rows in batches:
             batch = len(rows) + 1
-            descriptors, first = table.of_batch(batch)
+            descriptors, first = table.get_table(batch)
             assert first == descriptor_bytes(batch)
             expected = []
             for row, (number, threshold, top_k, pixels, (pitch, channels)) in enumerate(rows):

@@ -8,19 +8,19 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from helpers.input_profiles import input_profile
 from helpers.pth_writer import tensor, write_legacy, write_pth
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from centernet_trt.builder.export.export import architecture_names, export_model, random_weights
 from centernet_trt.builder.export.registry import ARCHITECTURES
-from centernet_trt.builder.graph.external_data import save_model
+from centernet_trt.builder.graph.io import save_model
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.trt.plan import Profile, build_plan
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.errors import ModelError
-from centernet_trt.runtime.manifest import ShapeRange
 from centernet_trt.runtime.trt.flavours import load_flavour
 
 Array = NDArray[Any]
@@ -352,10 +352,8 @@ def test_rtx_builds_every_seed_model_without_a_gpu(name: str, precision: str) ->
     if precision == "fp16":
         model = to_fp16(model).model
     step = ARCHITECTURES[name].multiple
-    side = ShapeRange.of(2 * step, 512, 512 + step)
-    plan = build_plan(
-        model, "input", Profile(ShapeRange.of(1, 1, 4), side, side), flavour=load_flavour("rtx")
-    )
+    profile = input_profile("1:1:4", f"{2 * step}:512:{512 + step}")
+    plan = build_plan(model, "input", [profile], flavour=load_flavour("rtx"))
     size = 4 if precision == "fp32" else 2
     elements = sum(int(np.prod(t.dims)) for t in model.graph.initializer)
     assert 0.9 < len(plan.data) / (size * elements) < 1.5

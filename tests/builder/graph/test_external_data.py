@@ -1,7 +1,6 @@
 """Weights in files: the same graphs, bundles and errors as with weights in memory, and less memory."""
 
 import gc
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,11 +17,10 @@ from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 
 from centernet_trt.builder.build import BuildOptions, build
 from centernet_trt.builder.calibration.record import graph_hash
-from centernet_trt.builder.graph import external_data as weights
-from centernet_trt.builder.graph import shapes as inference
+from centernet_trt.builder.graph import external_data, shapes
 from centernet_trt.builder.graph.compare import compare_models
 from centernet_trt.builder.graph.edit import as_array, initializers
-from centernet_trt.builder.graph.external_data import weights_outside
+from centernet_trt.builder.graph.external_data import external_weights
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants
@@ -33,9 +31,9 @@ from centernet_trt.errors import ModelError
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every constant of 32 bytes and more in a file, whatever the model's size."""
-    monkeypatch.setattr(weights, "_LARGE", 1)
-    monkeypatch.setattr(weights, "_SMALLEST", 32)
-    with weights_outside():
+    monkeypatch.setattr(external_data, "_LARGE", 1)
+    monkeypatch.setattr(external_data, "_SMALLEST", 32)
+    with external_weights():
         yield
     gc.collect()
 
@@ -65,11 +63,11 @@ def external(path: Path) -> Path:
 
 
 def test_a_small_model_stays_in_memory(tmp_path: Path) -> None:
-    with weights_outside():
+    with external_weights():
         loaded = load_model(save(small_centernet(), tmp_path / "m.onnx"))
     assert not in_files(loaded)
-    assert weights.data_folder(loaded) is None
-    assert weights.inlined(loaded) is loaded
+    assert external_data.data_folder(loaded) is None
+    assert external_data.inline_weights(loaded) is loaded
 
 
 @pytest.mark.parametrize("kind", ["whole", "external", "float_data", "half"])
@@ -88,8 +86,8 @@ def test_a_large_model_is_read_into_files(tmp_path: Path, outside: None, kind: s
     assert in_files(loaded)
     same_constants(loaded, source)
     assert loaded.ByteSize() < sum(as_array(t).nbytes for t in in_files(loaded))
-    assert inference.serialised_size(loaded) >= sum(as_array(t).nbytes for t in in_files(loaded))
-    whole = weights.inlined(loaded)
+    assert shapes.serialised_size(loaded) >= sum(as_array(t).nbytes for t in in_files(loaded))
+    whole = external_data.inline_weights(loaded)
     assert not in_files(whole)
     same_constants(whole, source)
     assert graph_hash(loaded) == graph_hash(whole)
@@ -102,13 +100,15 @@ def test_a_large_model_is_read_into_files(tmp_path: Path, outside: None, kind: s
 )
 def test_passes_make_the_same_graph(tmp_path: Path, outside: None, chain: Any) -> None:
     loaded = load_model(save(small_centernet(), tmp_path / "m.onnx"))
-    found, expected = chain(loaded), chain(weights.inlined(loaded))
+    found, expected = chain(loaded), chain(external_data.inline_weights(loaded))
     assert in_files(found)
     # The copy in memory starts from the same graph; what is made new goes into files in either.
-    whole = weights.inlined(found)
-    same_constants(whole, weights.inlined(expected))
+    whole = external_data.inline_weights(found)
+    same_constants(whole, external_data.inline_weights(expected))
     assert whole.graph.node == expected.graph.node
-    for error in compare_models(weights.inlined(expected), found, shapes={"x": (2, 3, 16, 16)}).values():
+    for error in compare_models(
+        external_data.inline_weights(expected), found, shapes={"x": (2, 3, 16, 16)}
+    ).values():
         assert error.max_abs == 0
 
 
@@ -137,29 +137,29 @@ def test_an_old_opset_is_converted(tmp_path: Path, outside: None) -> None:
 
 def test_saved_models_are_read_by_others(tmp_path: Path, outside: None) -> None:
     loaded = load_model(save(small_centernet(), tmp_path / "m.onnx"))
-    with inference.loadable(loaded) as source:
+    with shapes.loadable(loaded) as source:
         assert isinstance(source, str)
         same_constants(onnx.load_model(source), small_centernet())
     assert not Path(source).exists()
-    weights.save_beside(loaded, tmp_path / "out.onnx", "out.weights")
+    external_data.save_with_external_data(loaded, tmp_path / "out.onnx", "out.weights")
     same_constants(onnx.load_model(tmp_path / "out.onnx"), small_centernet())
     onnx.checker.check_model(tmp_path / "out.onnx")
-    weights.save_beside(small_centernet(), tmp_path / "memory.onnx", "memory.weights")
+    external_data.save_with_external_data(small_centernet(), tmp_path / "memory.onnx", "memory.weights")
     same_constants(onnx.load_model(tmp_path / "memory.onnx"), small_centernet())
 
 
 def test_files_are_gone_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_LARGE", 1)
-    monkeypatch.setattr(weights, "_SMALLEST", 32)
-    with weights_outside():
+    monkeypatch.setattr(external_data, "_LARGE", 1)
+    monkeypatch.setattr(external_data, "_SMALLEST", 32)
+    with external_weights():
         loaded = load_model(save(small_centernet(), tmp_path / "m.onnx"))
-        folder = weights.data_folder(loaded)
-        with weights_outside():  # an inner one changes nothing
+        folder = external_data.data_folder(loaded)
+        with external_weights():  # an inner one changes nothing
             again = load_model(tmp_path / "m.onnx")
         same_constants(again, loaded)
     assert folder is not None
     assert not folder.exists()
-    with pytest.raises(ModelError, match="which is not there"):
+    with pytest.raises(ModelError, match="which is missing"):
         as_array(in_files(loaded)[0])
 
 
@@ -168,7 +168,7 @@ def test_a_constant_of_the_wrong_size(tmp_path: Path, outside: None) -> None:
     tensor = max(graph.graph.initializer, key=lambda t: len(t.raw_data))
     tensor.raw_data = tensor.raw_data[:-4]
     with pytest.raises(
-        ModelError, match=rf"constant {tensor.name!r} of shape .* has \d+ bytes, \d+ were expected"
+        ModelError, match=rf"constant {tensor.name!r} of shape .* expected \d+ bytes, got \d+"
     ):
         load_model(save(graph, tmp_path / "m.onnx"))
 
@@ -183,8 +183,8 @@ def test_the_bundle_is_the_same(
     source = save_tiny_model(tmp_path)
     options = BuildOptions(precision=precision, flavour=flavour)
     inside = build(source, tiny_spec(), tmp_path / "inside", options)
-    monkeypatch.setattr(weights, "_LARGE", 1)
-    monkeypatch.setattr(weights, "_SMALLEST", 32)
+    monkeypatch.setattr(external_data, "_LARGE", 1)
+    monkeypatch.setattr(external_data, "_SMALLEST", 32)
     outside = build(source, tiny_spec(), tmp_path / "outside", options)
     one, other = (onnx.load_model(bundle.model_path) for bundle in (inside, outside))
     assert not in_files(other)
@@ -197,8 +197,8 @@ def test_the_bundle_is_the_same(
 KILLED = """
 import os, signal, sys, tempfile
 from pathlib import Path
-from centernet_trt.builder.weights import weights_outside
-with weights_outside():
+from centernet_trt.builder.graph.external_data import external_weights
+with external_weights():
     print(*Path(tempfile.gettempdir()).glob("centernet-trt-weights-*"), flush=True)
     if sys.argv[1] == "wait":
         sys.stdin.read()
@@ -217,12 +217,12 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path, monkeypatch: pytest
         alive = living.stdout.readline().strip()
         dead = subprocess.run([*command, "die"], capture_output=True, text=True, check=False).stdout.split()
         assert set(dead) > {alive}
-        with weights_outside():
+        with external_weights():
             left = {str(path) for path in tmp_path.glob("centernet-trt-weights-*")}
             assert alive in left
             assert not left & (set(dead) - {alive})
         living.communicate("")
-    with weights_outside():
+    with external_weights():
         assert len(list(tmp_path.glob("centernet-trt-weights-*"))) == 1
 
 
@@ -231,7 +231,7 @@ import sys
 from pathlib import Path
 from helpers.tiny_centernet import tiny_spec
 from centernet_trt.builder.build import BuildOptions, build
-from centernet_trt.builder.progress import peak_memory
+from centernet_trt.builder.prepare import peak_memory
 from centernet_trt.runtime.manifest import ShapeRange
 side, two = ShapeRange.of(32, 32, 32), ShapeRange.of(1, 1, 2)
 folder = Path(sys.argv[1])
@@ -286,10 +286,8 @@ def test_more_than_two_gigabytes(tmp_path: Path, precision: str) -> None:
     for number in range(4):  # small ones: a cell costs 604 million multiply-adds
         noise = np.random.default_rng(number).integers(0, 256, (30, 30, 3), dtype=np.uint8)
         cv2.imwrite(str(tmp_path / "pictures" / f"{number}.png"), noise)
-    support = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", BUILD, str(tmp_path), precision]
-    environment = os.environ | {"PYTHONPATH": support}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 3 * size
     made = onnx.load_model(tmp_path / precision / "model.onnx", load_external_data=False)

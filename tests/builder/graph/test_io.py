@@ -109,7 +109,7 @@ def test_keep_heads_follows_names_captured_by_subgraphs() -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], ["no heads"]),
+        ([], ["expected at least one head, got none"]),
         (["wh", "wh"], ["more than once", "wh"]),
         (["logit"], ["logit", "near names: logits", "hm, wh"]),
         (["x"], ["input or constant"]),

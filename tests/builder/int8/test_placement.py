@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers import onnx_graphs as graphs
+from helpers.input_profiles import input_profile
 from helpers.int8_network import LAYERS, network
 from onnx import ModelProto, TensorProto
 
@@ -20,8 +21,7 @@ from centernet_trt.builder.int8.placement import (
     weight_scales,
 )
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.trt.plan import Profile, build_plan
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.runtime.trt.flavours import load_flavour
 
 ALL = Rules(last_convs=True, smallest_share=0.0)
@@ -234,10 +234,7 @@ def test_tensorrt_builds_a_plan_of_every_kind_of_layer(precision: str) -> None:
     made = placed()
     made = to_fp16(made, scales="fp16").model if precision == "fp16" else made
     check(made, full=True)
-    sides = ShapeRange.of(64, 64, 128)
-    plan = build_plan(
-        made, "image", Profile(ShapeRange.of(1, 1, 2), sides, sides), flavour=load_flavour("rtx")
-    )
+    plan = build_plan(made, "image", [input_profile("1:1:2", "64:64:128")], flavour=load_flavour("rtx"))
     assert len(plan.data) > 1000
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers.deform_layers import data, error, graph, run, standard
+from helpers.input_profiles import input_profile
 from helpers.int8_network import network, pictures
 from helpers.onnx_graphs import Node, normal, op_types
 from hypothesis import given, settings
@@ -16,13 +17,14 @@ from centernet_trt.builder.export.export import export_model
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.int8.layers import layers_in_int8
 from centernet_trt.builder.int8.quantise import Int8Options
+from centernet_trt.builder.options import BuildOptions
 from centernet_trt.builder.passes.deform_conv import FOREIGN_OPS, has_deform_conv, standardise_deform_conv
 from centernet_trt.builder.passes.deform_conv_lowering import column_bytes, lower_deform_conv
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.prepare import Typing, prepare
-from centernet_trt.builder.trt.plan import Profile, build_plan
+from centernet_trt.builder.prepare import prepare
+from centernet_trt.builder.profiles import ProfileRequest
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.errors import ModelError
-from centernet_trt.runtime.manifest import ProfileRecord, ShapeRange
 from centernet_trt.runtime.presets import spec_from_mapping
 from centernet_trt.runtime.trt.flavours import load_flavour
 
@@ -141,7 +143,7 @@ def test_graphs_without_are_returned_as_they_are() -> None:
 def test_computed_weights_are_refused() -> None:
     feeds, constants = data()
     feeds["w"] = constants.pop("w")
-    with pytest.raises(ModelError, match="weights are no constant"):
+    with pytest.raises(ModelError, match="expected weights that are a constant"):
         lower_deform_conv(standard(feeds, constants))
 
 
@@ -251,7 +253,7 @@ def test_lost_attributes_that_nothing_tells_are_an_error() -> None:
         ("x w", {"stride": 1}, "1 computed inputs"),
         ("x offset mask w b", {"stride": 0}, "positive numbers"),
         ("x offset mask w b", {"padding": [1, 2, 3]}, "one, two or four"),
-        ("x offset mask w b", {"stride": 1, "groups": 4}, "do not divide"),
+        ("x offset mask w b", {"stride": 1, "groups": 4}, "expected weights that divide into 4 groups"),
     ],
 )
 def test_nodes_that_make_no_sense(inputs: str, attributes: dict[str, Any], said: str) -> None:
@@ -299,10 +301,7 @@ def test_rtx_builds_the_lowered_graph_with_dynamic_sizes(precision: str, offset_
         lowered = typed.model
         assert "dcn/samples" in typed.kept
         assert {"dcn/grid", "dcn/place_x", "dcn/cells_y"} <= typed.kept.keys()
-    sides = ShapeRange.of(8, 32, 64)
-    plan = build_plan(
-        lowered, "x", Profile(ShapeRange.of(1, 2, 4), sides, sides), flavour=load_flavour("rtx")
-    )
+    plan = build_plan(lowered, "x", [input_profile("1:2:4", "8:32:64")], flavour=load_flavour("rtx"))
     assert len(plan.data) > 1000
     assert plan.log == []
 
@@ -351,10 +350,9 @@ def test_int8_around_a_lowered_deformable_convolution(tmp_path: Path) -> None:
         }
     )
     onnx.save(source, tmp_path / "net.onnx")
-    side = ShapeRange.of(64, 64, 128)
-    profile = ProfileRecord(batch=ShapeRange.of(1, 1, 1), height=side, width=side)
-    options = Int8Options(calibration=pictures(4), everything=True)
-    typing = Typing("int8", images=pictures(4).images, lower_deform_conv=True, int8=options)
-    prepared = prepare(tmp_path / "net.onnx", spec, lambda _: (profile,), typing)
+    profile = ProfileRequest.parse("batch=1,height=64:64:128,width=64:64:128")
+    int8 = Int8Options(calibration=pictures(4), everything=True)
+    options = BuildOptions("int8", profiles=(profile,), calibration=tmp_path, int8=int8)
+    prepared = prepare(tmp_path / "net.onnx", spec, options, pictures(4), lower_deform_conv=True)
     assert "DeformConv" not in op_types(prepared.model)
     assert {"neck/conv", "offset", "mask"} <= layers_in_int8(prepared.model)

@@ -96,7 +96,7 @@ def test_fp32_inputs_and_outputs_are_cast_once() -> None:
 def test_any_islands_are_typed_right_and_cast_once(names: set[str], io_types: str) -> None:
     source = small_centernet()
     result = typed(source, keep_fp32=names, io_types=io_types)
-    assert result.kept == dict.fromkeys(names, "asked for by keep_fp32")
+    assert result.kept == dict.fromkeys(names, "requested by keep_fp32")
     types = element_types(result.model)
     for node in result.model.graph.node:
         if node.op_type != "Cast":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.input_profiles import input_profile
 from helpers.tiny_centernet import save_tiny_model, tiny_spec
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -17,7 +18,7 @@ from centernet_trt.builder.graph.compare import run_model
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quantised
-from centernet_trt.builder.trt.plan import Profile, build_plan
+from centernet_trt.builder.trt.plan import build_plan
 from centernet_trt.errors import ModelError
 from centernet_trt.runtime.manifest import ShapeRange
 from centernet_trt.runtime.trt.flavours import load_flavour
@@ -76,10 +77,7 @@ def test_onnxruntimes_symmetric_graphs_are_repaired_exactly(
             assert kinds[node.input[2]] == TensorProto.INT8
     refresh_shapes(repaired)
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    side = ShapeRange.of(32, 32, 64)
-    plan = build_plan(
-        repaired, "image", Profile(ShapeRange.of(1, 2, 2), side, side), flavour=load_flavour("rtx")
-    )
+    plan = build_plan(repaired, "image", [input_profile("1:2:2", "32:32:64")], flavour=load_flavour("rtx"))
     assert len(plan.data) > 1000
 
 
@@ -131,15 +129,15 @@ def test_the_style_of_training_is_taken_as_it_is() -> None:
     assert [node.op_type for node in repaired.graph.node] == [node.op_type for node in source.graph.node]
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     refresh_shapes(repaired)
-    assert build_plan(repaired, "x", Profile(ShapeRange.of(1, 1, 2)), flavour=load_flavour("rtx")).data
+    assert build_plan(repaired, "x", [input_profile("1:1:2", "16")], flavour=load_flavour("rtx")).data
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"scale": 0.0}, "q: a scale of 0.0"),
-        ({"scale": float("nan")}, "q: a scale of nan"),
-        ({"weight_scale": -0.1}, "wq: a scale of -0.1"),
+        ({"scale": 0.0}, "q: expected a scale above 0, got 0.0"),
+        ({"scale": float("nan")}, "q: expected a scale above 0, got nan"),
+        ({"weight_scale": -0.1}, "wq: expected a scale above 0, got -0.1"),
         ({"zero": np.array(3, np.int8)}, "int8 with zero point 3"),
         ({"zero": np.array(0, np.int16)}, "int16 with zero point 0"),
     ],

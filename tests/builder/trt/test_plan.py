@@ -1,4 +1,5 @@
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -10,20 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.fake_timings import builder_with_timings
+from helpers.input_profiles import input_profile
 from helpers.onnx_graphs import Node, model, small_centernet
 
-from centernet_trt.builder.graph import shapes as inference
 from centernet_trt.builder.graph.io import make_dynamic
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.fp16 import to_fp16
-from centernet_trt.builder.trt.plan import Plan, Profile, build_plan
+from centernet_trt.builder.trt.plan import Plan, build_plan
 from centernet_trt.errors import BackendError, InputError, ModelError
 from centernet_trt.runtime.manifest import ShapeRange
 from centernet_trt.runtime.trt import flavours
 from centernet_trt.runtime.trt import logging as trt_log
 from centernet_trt.runtime.trt.flavours import Flavour, load_flavour
 
-ONE = Profile(ShapeRange.of(1, 1, 4))
+ONE = input_profile("1:1:4", "16")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def rtx() -> Flavour:
 
 def build(flavour: Flavour, **options: Any) -> Plan:
     source = fold_batch_norm(small_centernet())
-    return build_plan(source, "x", options.pop("profile", ONE), flavour=flavour, **options)
+    return build_plan(source, "x", [options.pop("profile", ONE)], flavour=flavour, **options)
 
 
 def test_ranges() -> None:
@@ -56,9 +57,7 @@ def test_a_plan_is_built_without_a_gpu(rtx: Flavour) -> None:
     assert plan.version == rtx.version
     assert plan.target == "portable"
     assert plan.seconds > 0
-    assert plan.profiles == (
-        Profile(ShapeRange.of(1, 1, 4), ShapeRange.of(16, 16, 16), ShapeRange.of(16, 16, 16)),
-    )
+    assert plan.profiles == (ONE,)
     assert not plan.tf32
     assert plan.log == []
     assert "data" not in repr(plan)
@@ -110,24 +109,23 @@ def test_targets_and_types_make_other_plans(rtx: Flavour) -> None:
     fp32 = build(rtx)
     assert len(build(rtx).data) == len(fp32.data)
     assert len(build(rtx, target="sm_120").data) != len(fp32.data)
-    half = build_plan(to_fp16(source).model, "x", ONE, flavour=rtx)
+    half = build_plan(to_fp16(source).model, "x", [ONE], flavour=rtx)
     assert len(half.data) != len(fp32.data)
 
 
-def test_dynamic_sizes_need_ranges_and_fixed_ones_must_agree(rtx: Flavour) -> None:
+def test_fixed_sizes_must_agree_with_the_profile(rtx: Flavour) -> None:
     dynamic = make_dynamic(fold_batch_norm(small_centernet()), "x", size=True)
-    sizes = ShapeRange.of(16, 32, 64)
-    plan = build_plan(dynamic, "x", Profile(ShapeRange.of(1, 2, 4), sizes, sizes), flavour=rtx)
-    assert plan.profiles[0].height == sizes
-    with pytest.raises(ModelError, match="the height of input 'x' is dynamic"):
-        build_plan(dynamic, "x", ONE, flavour=rtx)
-    with pytest.raises(ModelError, match="fixes the height of 'x' to 16, the profile asks for 16:32:64"):
-        build(rtx, profile=Profile(ShapeRange.of(1, 1, 1), sizes, sizes))
+    wide = input_profile("1:2:4", "16:32:64")
+    assert build_plan(dynamic, "x", [wide], flavour=rtx).profiles == (wide,)
+    with pytest.raises(ModelError, match="fixes the height of 'x' to 16, the profile has 16:32:64"):
+        build(rtx, profile=wide)
+    with pytest.raises(InputError, match="expected at least one profile, got none"):
+        build_plan(dynamic, "x", [], flavour=rtx)
     with pytest.raises(ModelError, match="no input 'y'"):
-        build_plan(dynamic, "y", ONE, flavour=rtx)
+        build_plan(dynamic, "y", [ONE], flavour=rtx)
     both = model([Node("Add", ["x", "z"], ["y"])], ["y"], inputs={"x": [1, 3, 4, 4], "z": [1, 3, 4, 4]})
     with pytest.raises(ModelError, match="inputs besides 'x': z"):
-        build_plan(both, "x", ONE, flavour=rtx)
+        build_plan(both, "x", [ONE], flavour=rtx)
 
 
 def test_parser_errors_name_every_node(rtx: Flavour) -> None:
@@ -136,7 +134,7 @@ def test_parser_errors_name_every_node(rtx: Flavour) -> None:
         Node("Strange", ["a"], ["y"], name="second", domain="mine"),
     ]
     with pytest.raises(BackendError) as caught:
-        build_plan(model(nodes, ["y"], domains=["mine"]), "x", ONE, flavour=rtx)
+        build_plan(model(nodes, ["y"], domains=["mine"]), "x", [ONE], flavour=rtx)
     # The parser stops at the first node that it cannot import, or lists them all: what it has, we show.
     assert "node first (Odd)" in caught.value.message
     assert "Plugin not found" in caught.value.message
@@ -147,7 +145,7 @@ def test_a_refused_build_carries_the_log(rtx: Flavour) -> None:
     nodes = [Node("Reshape", ["x", "s"], ["y"], name="baked")]
     source = model(nodes, ["y"], {"s": np.array([1, 3, 16, 16])})
     with pytest.raises(BackendError) as caught:
-        build_plan(source, "x", Profile(ShapeRange.of(2, 2, 4)), flavour=rtx)
+        build_plan(source, "x", [input_profile("2:2:4", "16")], flavour=rtx)
     assert "cannot build the plan" in caught.value.message
     assert "[ERROR]" in caught.value.message
     assert "Thread context" not in caught.value.message
@@ -155,7 +153,7 @@ def test_a_refused_build_carries_the_log(rtx: Flavour) -> None:
 
 def test_large_models_are_parsed_from_a_file(rtx: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = build(rtx).data
-    monkeypatch.setattr(inference, "PROTOBUF_LIMIT", 1000)
+    monkeypatch.setattr("centernet_trt.builder.graph.shapes.PROTOBUF_LIMIT", 1000)
     assert len(build(rtx).data) == len(expected)
 
 
@@ -263,19 +261,19 @@ import tensorrt_rtx as trt
 from centernet_trt.errors import BackendError
 first = trt.Logger(trt.Logger.INTERNAL_ERROR)
 keep = trt.Builder(first)
+from helpers.input_profiles import input_profile
 from helpers.onnx_graphs import Node, model
-from centernet_trt.builder.flavours import load_flavour
-from centernet_trt.builder.plan import Profile, build_plan
-from centernet_trt.runtime.manifest import ShapeRange
+from centernet_trt.builder.trt.plan import build_plan
+from centernet_trt.runtime.trt.flavours import load_flavour
 source = model([Node("Reshape", ["x", "s"], ["y"])], ["y"], {"s": np.array([1, 3, 16, 16])})
 try:
-    build_plan(source, "x", Profile(ShapeRange.of(2, 2, 4)), flavour=load_flavour("rtx"))
+    build_plan(source, "x", [input_profile("2:2:4", "16")], flavour=load_flavour("rtx"))
 except BackendError as error:
     print(error)
 source = model([Node("Relu", ["x"], ["y"])], ["y"])
-print(build_plan(source, "x", Profile(ShapeRange.of(2, 2, 4)), flavour=load_flavour("rtx")).log)
+print(build_plan(source, "x", [input_profile("2:2:4", "16")], flavour=load_flavour("rtx")).log)
 """
-    path = {"PYTHONPATH": str(next(p for p in sys.path if p.endswith("tests")))}
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path, check=True)
     error, log = done.stdout.split("hint:")
     assert "cannot build the plan" in error

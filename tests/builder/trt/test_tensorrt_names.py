@@ -1,33 +1,30 @@
-"""The TensorRT names that a build uses exist in full TensorRT 10, and none of them is gone in 11.
+"""TensorRT's names that a build uses: each is in TensorRT 10 and in TensorRT for RTX, none is gone in TensorRT 11.
 
-The stubs of TensorRT 10.13 come with `make test` (`stubs/` of the environment, a package of type stubs alone: full TensorRT itself installs
-from NVIDIA's index only). Of what 11 removed, the list holds what a builder or a runtime of this kind would use.
+`builder/trt/api.py` has them as protocols. They are compared with the type stubs of TensorRT 10.13 (`make test` installs them
+in `stubs/` of the environment; full TensorRT itself installs from NVIDIA's index only) and with the installed
+`tensorrt_rtx`; mypy compares the calls with the protocols.
 """
 
 import ast
+import inspect
 import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from mypy import api as mypy_api
+
+from centernet_trt.builder.trt import api
+from centernet_trt.runtime.trt.flavours import load_flavour
 
 ROOT = Path(__file__).parents[3]
-# Where a build calls TensorRT, and how many calls must be found there at least.
-CALLERS = {ROOT / "builder" / "plan.py": 16, ROOT / "builder" / "timing_cache.py": 3}
 STUBS = Path(sys.prefix) / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
-# The names of variables and attributes there, and what TensorRT calls their classes.
-CLASSES = {
-    "builder": "Builder",
-    "config": "IBuilderConfig",
-    "network": "INetworkDefinition",
-    "parser": "OnnxParser",
-    "optimisation": "IOptimizationProfile",
-    "error": "ParserError",
-    "_config": "IBuilderConfig",
-    "cache": "ITimingCache",
-}
-# Only TensorRT for RTX has these; they are used where its table names compute capabilities.
-RTX_ONLY = {"num_compute_capabilities", "set_compute_capability", "ComputeCapability"}
+# In full TensorRT these are of the plugin module; the build looks for them with hasattr.
+FULL_ONLY = {"init_libnvinfer_plugins"}
+# These are used where the table of flavours names compute capabilities.
+RTX_ONLY = {"num_compute_capabilities", "set_compute_capability", "ComputeCapability", "CURRENT"}
 REMOVED = {
     "PREFER_PRECISION_CONSTRAINTS", "OBEY_PRECISION_CONSTRAINTS", "int8_calibrator",
     "IInt8Calibrator", "IInt8EntropyCalibrator", "IInt8EntropyCalibrator2", "IInt8MinMaxCalibrator",
@@ -35,20 +32,32 @@ REMOVED = {
     "set_output_type", "dynamic_range", "algorithm_selector", "EXPLICIT_BATCH",
     "max_batch_size", "max_workspace_size", "build_engine", "get_binding_shape", "execute_async_v2", "execute_v2",
 }  # fmt: skip
+CALLERS = ("plan", "timing_cache")
 
 
-REMOVED_FLAGS = {"FP16", "INT8", "BF16", "FP8"}  # of BuilderFlag; DataType and others have these names still
+def members(protocol: type) -> set[str]:
+    """Names that a protocol declares, the special methods of Python left out."""
+    declared = set(vars(protocol).get("__annotations__", {})) | {
+        n for n, v in vars(protocol).items() if inspect.isfunction(v)
+    }
+    return {name for name in declared if not name.startswith("_")}
 
 
-def attributes(path: Path) -> list[tuple[str, str]]:
-    """(variable, attribute) of every access `variable.attribute` or `self.variable.attribute` in a file."""
-    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Attribute)]
-    plain = [(node.value.id, node.attr) for node in nodes if isinstance(node.value, ast.Name)]
-    return plain + [(node.value.attr, node.attr) for node in nodes if isinstance(node.value, ast.Attribute)]
+def protocols() -> dict[str, type]:
+    """Name of a TensorRT class -> the protocol that describes it: by what the module's names are or make, else by its own."""
+    described = {n: p for n, p in vars(api).items() if isinstance(p, type) and p.__module__ == api.__name__}
+    results = {n: (get_args(hint) or [hint])[-1] for n, hint in get_type_hints(api.TensorRT).items()}
+    made = {name: protocol for name, protocol in results.items() if protocol in described.values()}
+    others = {api.TensorRT, api.Member, *made.values()}
+    return made | {name: protocol for name, protocol in described.items() if protocol not in others}
+
+
+NAMES = sorted((cls, name) for cls, protocol in protocols().items() for name in members(protocol))
+NAMES += sorted(("", name) for name in members(api.TensorRT))
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[str, set[str]]:
+def stubs() -> dict[str, set[str]]:
     """Names defined in each class of the stubs, and those of the module under an empty name."""
     if not STUBS.is_file():
         pytest.skip("the type stubs of TensorRT are not there; `make test` brings them")
@@ -65,26 +74,98 @@ def known() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("path", CALLERS, ids=lambda path: path.name)
-def test_every_name_is_in_tensorrt_10(known: dict[str, set[str]], path: Path) -> None:
-    used = [(v, a) for v, a in attributes(path) if a not in RTX_ONLY]
-    checked = 0
-    for variable, attribute in used:
-        if variable in CLASSES:
-            assert attribute in known[CLASSES[variable]], f"{CLASSES[variable]}.{attribute}"
-            checked += 1
-        elif variable == "trt":
-            # init_libnvinfer_plugins is a function of the plugin module, and is asked for with hasattr.
-            assert attribute in known[""] | {"init_libnvinfer_plugins"}, attribute
-            checked += 1
-    assert checked >= CALLERS[path]
-    assert "STRONGLY_TYPED" in known["NetworkDefinitionCreationFlag"]
-    assert "TF32" in known["BuilderFlag"]
+def test_the_protocols_cover_what_a_build_uses() -> None:
+    assert {"Builder", "OnnxParser", "BuilderFlag", "IBuilderConfig", "ITimingCache", "ParserError"} <= {
+        c for c, _ in NAMES
+    }
+    assert len(NAMES) >= 35
 
 
-@pytest.mark.parametrize("room", ["builder", "runtime"])
-def test_nothing_that_tensorrt_11_removed_is_used(room: str) -> None:
-    for path in sorted((ROOT / room).glob("*.py")):
+def test_every_name_is_in_tensorrt_10(stubs: dict[str, set[str]]) -> None:
+    absent = [
+        f"{cls or 'tensorrt'}.{name}"
+        for cls, name in NAMES
+        if not {cls, name} & (RTX_ONLY | FULL_ONLY) and name not in stubs.get(cls, set())
+    ]
+    assert not absent
+
+
+def test_every_name_is_in_tensorrt_for_rtx() -> None:
+    trt: Any = pytest.importorskip("tensorrt_rtx")
+    absent = [
+        f"{cls or 'tensorrt_rtx'}.{name}"
+        for cls, name in NAMES
+        if name not in FULL_ONLY and not hasattr(getattr(trt, cls) if cls else trt, name)
+    ]
+    assert not absent
+    flavour = load_flavour("rtx")
+    assert all(hasattr(trt.BuilderFlag, name) for name in flavour.build_flags)
+    capabilities = {name for target in flavour.targets.values() for name in target}
+    assert capabilities
+    assert all(hasattr(trt.ComputeCapability, name) for name in capabilities)
+
+
+def test_a_misspelt_name_does_not_pass(stubs: dict[str, set[str]]) -> None:
+    assert "set_flagg" not in stubs["IBuilderConfig"]
+    trt: Any = pytest.importorskip("tensorrt_rtx")
+    assert not hasattr(trt.IBuilderConfig, "set_flagg")
+
+
+def check_types(folder: Path, **sources: str) -> list[str]:
+    """What mypy says of copies of the build's files beside the real protocols; other imports are not followed."""
+    for name in CALLERS:
+        (folder / f"{name}.py").write_text(sources[name], encoding="utf-8")
+    shutil.copy(ROOT / "builder" / "trt" / "api.py", folder / "trt_api.py")
+    said, failed, _ = mypy_api.run(
+        [
+            "--config-file=", "--follow-imports=skip", "--ignore-missing-imports", "--python-version=3.11",
+            f"--cache-dir={folder / 'cache'}", *(str(folder / f"{name}.py") for name in (*CALLERS, "trt_api")),
+        ]
+    )  # fmt: skip
+    assert not failed
+    return [line for line in said.splitlines() if ": error:" in line]
+
+
+def misspell(source: str, names: set[str]) -> tuple[str, int]:
+    """The source with `_misspelt` behind every attribute of these names, and how many there are."""
+    lines, count = source.splitlines(keepends=True), 0
+    found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute) and n.attr in names]
+    for node in sorted(found, key=lambda n: (n.end_lineno, n.end_col_offset), reverse=True):
+        assert node.end_lineno is not None
+        line, end = lines[node.end_lineno - 1], node.end_col_offset
+        lines[node.end_lineno - 1] = f"{line[:end]}_misspelt{line[end:]}"
+        count += 1
+    return "".join(lines), count
+
+
+def test_every_call_of_tensorrt_is_checked_by_mypy(tmp_path: Path) -> None:
+    """Misspell each use of a TensorRT name in copies of the files: mypy must find every one, and nothing else.
+
+    One class at a time: what a misspelt call returns has no type, so that names behind it would go unseen.
+    """
+    folder = ROOT / "builder" / "trt"
+    sources = {
+        caller: (folder / f"{caller}.py").read_text(encoding="utf-8").replace(api.__name__, "trt_api")
+        for caller in CALLERS
+    }
+    assert check_types(tmp_path, **sources) == []
+    total = 0
+    for cls in sorted({cls for cls, _ in NAMES}):
+        names = {name for one, name in NAMES if one == cls} - {"shape"}  # arrays have shapes, too
+        made = {caller: misspell(text, names) for caller, text in sources.items()}
+        expected = sum(count for _, count in made.values())
+        found = check_types(tmp_path, **{caller: text for caller, (text, _) in made.items()})
+        assert len([line for line in found if '_misspelt"' in line]) == expected, "\n".join([cls, *found])
+        total += expected
+    assert total >= 35
+
+
+@pytest.mark.parametrize("folder", ["builder", "runtime"])
+def test_nothing_that_tensorrt_11_removed_is_used(folder: str) -> None:
+    assert not {name for _, name in NAMES} & REMOVED
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert len(files) > 30
+    for path in files:
         names = {
             node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
         }

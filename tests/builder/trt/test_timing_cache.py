@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 from helpers import fake_timings
 from helpers.fake_timings import builder_with_timings
+from helpers.input_profiles import input_profile
 from helpers.onnx_graphs import small_centernet
 
 from centernet_trt.builder.trt import timing_cache
-from centernet_trt.builder.trt.plan import Plan, Profile, build_plan
-from centernet_trt.runtime.manifest import ShapeRange
-from centernet_trt.runtime.trt import flavours as tensorrt_flavour
+from centernet_trt.builder.trt.plan import Plan, build_plan
+from centernet_trt.runtime.cuda import device
 from centernet_trt.runtime.trt import logging as trt_log
 from centernet_trt.runtime.trt.flavours import Flavour, load_flavour
 
 STUBS = Path(sys.prefix) / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
 Gpu = tuple[str, tuple[int, int]]
+ONE = input_profile("1:1:4", "16")
 
 
 class FullTensorRT(ModuleType):
@@ -46,8 +47,7 @@ class World:
 
     def build(self) -> Plan:
         self.measured.clear()
-        profile = Profile(ShapeRange.of(1, 1, 4))
-        return build_plan(small_centernet(), "x", profile, flavour=load_flavour("tensorrt"))
+        return build_plan(small_centernet(), "x", [ONE], flavour=load_flavour("tensorrt"))
 
     @property
     def files(self) -> list[str]:
@@ -105,7 +105,7 @@ def test_a_damaged_cache_is_ignored_and_replaced(world: World, damage: str | byt
     plan = world.build()
     assert world.measured
     (note,) = plan.notes
-    assert "are damaged; TensorRT measured anew" in note
+    assert "are damaged; TensorRT measured its kernels again" in note
     assert world.file.read_bytes() == good
     assert world.build().notes == []
 
@@ -116,18 +116,18 @@ def test_a_cache_that_tensorrt_refuses(world: World, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fake_timings.IBuilderConfig, "device", "GPU B")
     (note,) = world.build().notes
     assert world.measured
-    assert "TensorRT does not take the timings kept in" in note
+    assert "TensorRT refuses the timings kept in" in note
     assert world.build().notes == []
     monkeypatch.setattr(fake_timings, "HEADER", b"OTHER ")
     (note,) = world.build().notes
-    assert "does not take" in note
+    assert "refuses the timings" in note
 
 
 def test_a_tensorrt_that_takes_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_timings.IBuilderConfig, "set_timing_cache", lambda *_: False)
     plan = world.build()
     assert plan.data
-    assert plan.notes == ["TensorRT takes no timing cache; the next build measures its kernels again"]
+    assert plan.notes == ["TensorRT refuses an empty timing cache; the next build measures its kernels again"]
 
     def null(self: Any, serialized_timing_cache: bytes) -> None:
         raise TypeError("factory function returned nullptr")
@@ -139,7 +139,7 @@ def test_a_tensorrt_that_takes_none(world: World, monkeypatch: pytest.MonkeyPatc
 def test_a_folder_that_cannot_be_written(world: World) -> None:
     (world.folder / "timing").write_text("a file in the way")
     (note,) = world.build().notes
-    assert "could not be kept in" in note
+    assert "cannot keep the timings" in note
 
 
 def test_a_failed_write_leaves_the_old_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_without_a_named_gpu_nothing_is_kept(world: World) -> None:
 
 def test_rtx_has_none(world: World) -> None:
     # Its calls are deprecated and do nothing: the warning would be an error here.
-    build_plan(small_centernet(), "x", Profile(ShapeRange.of(1, 1, 4)), flavour=load_flavour("rtx"))
+    build_plan(small_centernet(), "x", [ONE], flavour=load_flavour("rtx"))
     assert world.files == []
 
 
@@ -213,8 +213,8 @@ class Driver:
 
 def test_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(0))
-    assert tensorrt_flavour.first_gpu() == ("NVIDIA L4", (8, 9))
+    assert device.first_gpu() == ("NVIDIA L4", (8, 9))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(1))
-    assert tensorrt_flavour.first_gpu() is None
-    monkeypatch.setattr(tensorrt_flavour, "gpu_count", lambda: 0)
-    assert tensorrt_flavour.first_gpu() is None
+    assert device.first_gpu() is None
+    monkeypatch.setattr(device, "gpu_count", lambda: 0)
+    assert device.first_gpu() is None

@@ -51,12 +51,12 @@ def test_a_set_agrees_with_itself() -> None:
 
 
 def test_the_lower_bound_of_f1_holds_for_nine_draws_in_ten() -> None:
-    """Images drawn from a population whose F1 is known: how often does the bound lie below it?"""
+    """Images drawn from a population whose F1 is known: how often is the bound below it?"""
     rng = np.random.default_rng(0)
     below, draws = 0, 200
     truth = 0.9
     for _ in range(draws):
-        images, judged = [], []
+        images, candidates = [], []
         for row in range(40):
             image = scene(row, 8)
             image = found(image.xyxy + 1000 * np.arange(8)[:, None], np.full(8, 0.9), image.label)
@@ -64,8 +64,8 @@ def test_the_lower_bound_of_f1_holds_for_nine_draws_in_ten() -> None:
             hit = rng.random(8) < truth
             boxes = np.where(hit[:, None], image.xyxy, image.xyxy + 500)
             images.append(image)
-            judged.append(found(boxes, image.score, image.label))
-        below += agreement(images, judged, threshold=0.3).f1_low <= truth
+            candidates.append(found(boxes, image.score, image.label))
+        below += agreement(images, candidates, threshold=0.3).f1_low <= truth
     assert 0.83 <= below / draws <= 0.96
 
 
@@ -91,7 +91,7 @@ def test_nothing_against_nothing_agrees_and_against_something_does_not() -> None
     none = found([], [], [])
     assert agreement([none], [none], threshold=0.3).f1 == 1.0
     assert agreement([none], [SCENES[0]], threshold=0.3).f1 == 0.0
-    with pytest.raises(InputError, match="2 reference images and 1"):
+    with pytest.raises(InputError, match="got 2 and 1"):
         agreement([none, none], [none], threshold=0.3)
     with pytest.raises(InputError):
         agreement([], [], threshold=0.3)
@@ -129,7 +129,7 @@ def test_one_object_is_hit_once() -> None:
     assert pooled_ap(truth, [twice, none]) == pytest.approx(51 / 101)
 
 
-def test_the_expected_drop_is_nothing_for_the_same_and_grows_with_the_damage() -> None:
+def test_the_expected_drop_is_nothing_for_the_same_and_grows_with_the_change() -> None:
     drawn = DrawnAnnotations(SCENES)
     assert drawn.drop(SCENES) == 0.0
     assert 0.05 < drawn.reference_ap < 0.95

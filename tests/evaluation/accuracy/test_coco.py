@@ -17,7 +17,7 @@ from centernet_trt.runtime import Detections, Detector, preset
 
 
 def dataset(folder: Path, boxes: dict[int, list[list[float]]]) -> tuple[Path, Path]:
-    """Write one black picture per image id and an instances file; (annotations, images)."""
+    """Write one black image per id and an instances file; (annotations, images)."""
     images = folder / "images"
     images.mkdir()
     rows = []

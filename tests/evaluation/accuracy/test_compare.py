@@ -1,4 +1,4 @@
-"""Verification: errors by hand, and planted differences that must be found at their own address."""
+"""Verification: errors by hand, and planted differences that must be found in their own stage."""
 
 import math
 from pathlib import Path
@@ -16,21 +16,21 @@ from centernet_trt.cli.verify import side_by_side
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.accuracy.bootstrap import ApDrop
 from centernet_trt.evaluation.accuracy.compare import (
-    Compared,
-    ErrorSum,
+    Comparison,
     Side,
     bundle_side,
     graph_side,
     verify,
 )
+from centernet_trt.evaluation.accuracy.tensor_error import ErrorSum
 from centernet_trt.evaluation.accuracy.tolerances import (
     DEFAULTS,
     Tolerances,
-    address,
     boxes_sentence,
+    check_tolerances,
     checks_table,
+    first_failure,
     heads_table,
-    judge,
     to_json,
 )
 from centernet_trt.runtime import Detections
@@ -63,7 +63,7 @@ def test_errors_add_up_over_images() -> None:
     for first, second in zip(a, b, strict=True):
         total.add(first, second)
     assert total.result().to_json() == pytest.approx(error_of(a, b).to_json())
-    with pytest.raises(InputError, match="cannot be compared"):
+    with pytest.raises(InputError, match="expected tensors of one shape"):
         total.add(a, b[:1])
 
 
@@ -90,10 +90,10 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def checked(found: Compared, drop: ApDrop | None = None, **over: Any) -> tuple[str, dict[str, bool]]:
+def checked(found: Comparison, drop: ApDrop | None = None, **over: Any) -> tuple[str, dict[str, bool]]:
     tolerances = Tolerances(**{**DEFAULTS["fp32"].__dict__, **over})
-    checks = judge(found, drop, tolerances)
-    return address(checks), {f"{check.stage}: {check.what}": check.passed for check in checks}
+    checks = check_tolerances(found, drop, tolerances)
+    return first_failure(checks), {f"{check.stage}: {check.what}": check.passed for check in checks}
 
 
 def changed_model(tensor: str, add: float) -> bytes:
@@ -107,16 +107,16 @@ def changed_model(tensor: str, add: float) -> bytes:
 def test_a_bundle_is_its_own_source(tmp_path: Path, images: list[Path]) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
     reference = graph_side("tiny.onnx", tiny_model().SerializeToString(), bundle.manifest)
-    told: list[tuple[int, int]] = []
-    found = verify(reference, bundle_side(bundle, "faithful"), images, progress=lambda *n: told.append(n))
+    calls: list[tuple[int, int]] = []
+    found = verify(reference, bundle_side(bundle, "faithful"), images, progress=lambda *n: calls.append(n))
     assert found.preprocess is not None
     assert found.preprocess.identical
     assert all(error.max_abs < 1e-6 for error in found.heads.values())
     assert (found.decode.images, found.decode.box) == (0, 0.0)
     assert found.whole.f1 == 1.0
-    assert told == [(0, 2), (1, 2)]
-    said, passed = checked(found)
-    assert said == ""
+    assert calls == [(0, 2), (1, 2)]
+    failure, passed = checked(found)
+    assert failure == ""
     assert all(passed.values())
 
 
@@ -125,8 +125,8 @@ def test_a_changed_head_is_named(tmp_path: Path, images: list[Path], tensor: str
     bundle = write_tiny_bundle(tmp_path / "b")
     reference = graph_side("changed.onnx", changed_model(tensor, 0.5), bundle.manifest)
     found = verify(reference, bundle_side(bundle, "fast"), images)
-    said, passed = checked(found)
-    assert said.startswith(f"the difference begins in: network (SQNR of {head}:")
+    failure, passed = checked(found)
+    assert failure.startswith(f"the first stage that differs is network (SQNR of {head}:")
     assert passed["preprocess: input tensor"]
     assert passed["decode: boxes of the same heads"]
     assert [name for name, good in passed.items() if not good and "SQNR" in name] == [
@@ -139,8 +139,8 @@ def test_changed_preprocessing_is_named_and_blames_nothing_else(tmp_path: Path, 
     spec = first.manifest.spec
     second = write_tiny_bundle(tmp_path / "b", input={**spec.input.model_dump(), "channel_order": "rgb"})
     found = verify(bundle_side(first, "fast"), bundle_side(second, "fast"), images)
-    said, passed = checked(found)
-    assert said.startswith("the difference begins in: preprocess (input tensor:")
+    failure, passed = checked(found)
+    assert failure.startswith("the first stage that differs is preprocess (input tensor:")
     # Fed with the same input, networks and decodes agree; from image to boxes they do not.
     assert all(good for name, good in passed.items() if name.startswith(("network", "decode")))
     assert not passed["whole: agreement above score 0.3"]
@@ -159,18 +159,18 @@ def test_another_input_size_is_named(tmp_path: Path, images: list[Path]) -> None
 def test_a_changed_decode_is_named(tmp_path: Path, images: list[Path]) -> None:
     first, second = write_tiny_bundle(tmp_path / "a"), write_tiny_bundle(tmp_path / "b", cell_offset=0.5)
     found = verify(bundle_side(first, "fast"), bundle_side(second, "fast"), images)
-    said, passed = checked(found)
-    assert said.startswith("the difference begins in: decode")
+    failure, passed = checked(found)
+    assert failure.startswith("the first stage that differs is decode")
     assert found.decode.box == pytest.approx(2.0)  # half a cell of four pixels
     assert passed["network: SQNR of hm"]
 
 
-def test_a_drop_in_ap_is_held_to_its_tolerance(tmp_path: Path, images: list[Path]) -> None:
+def test_a_drop_in_ap_has_a_tolerance(tmp_path: Path, images: list[Path]) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
     found = verify(bundle_side(bundle, "faithful"), bundle_side(bundle, "fast"), images)
     drop = ApDrop(0.3, 0.29, 0.01, 0.002, 0.018, images=2, samples=10)
-    said, _ = checked(found, drop)
-    assert "drop in AP: +0.0100 (+0.0020 to +0.0180), allowed <= 0.001" in said
+    failure, _ = checked(found, drop)
+    assert "drop in AP: expected <= 0.001, got +0.0100 (+0.0020 to +0.0180)" in failure
     assert checked(found, drop, ap_drop=0.02)[0] == ""
     with pytest.raises(InputError, match="0 to 1"):
         checked(found, agreement=1.5)
@@ -179,13 +179,13 @@ def test_a_drop_in_ap_is_held_to_its_tolerance(tmp_path: Path, images: list[Path
 def test_class_lists_that_differ_are_refused(tmp_path: Path, images: list[Path]) -> None:
     first = write_tiny_bundle(tmp_path / "a")
     for names, words in (
-        (["blue", "red"], "number 1 is 'green' in the one, 'red'"),
+        (["blue", "red"], "number 1 is 'green' in one and 'red'"),
         (["blue"], "2 and 1 of them"),
     ):
         second = write_tiny_bundle(tmp_path / "b", class_names=names)
         with pytest.raises(InputError, match=words):
             verify(bundle_side(first, "fast"), bundle_side(second, "fast"), images)
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(InputError, match="at least one image, got none"):
         verify(bundle_side(first, "fast"), bundle_side(first, "fast"), [])
 
 
@@ -209,7 +209,7 @@ def test_heads_are_matched_by_meaning_not_by_name(tmp_path: Path, images: list[P
     assert checked(found)[0] == ""
     without = spec.model_copy(update={"heads": spec.heads.model_copy(update={"offset": None})})
     side = Side("no offset", without, "fp32", np.float32, lambda tensor: {})
-    with pytest.raises(InputError, match="different heads"):
+    with pytest.raises(InputError, match="the same heads in both models"):
         list(_roles(side, bundle_side(bundle, "fast")))
 
 
@@ -234,12 +234,12 @@ def test_the_worst_image_is_the_one_that_differs(tmp_path: Path, images: list[Pa
     broken = Side("broken", side.spec, "fp32", side.dtype, run)
     found = verify(side, broken, images, threshold=0.5)
     assert found.images[found.worst] == "1.png"
-    result = to_json(found, judge(found, None, DEFAULTS["fp32"]), None, DEFAULTS["fp32"])
+    result = to_json(found, check_tolerances(found, None, DEFAULTS["fp32"]), None, DEFAULTS["fp32"])
     assert result["worst"] == "1.png"
     assert result["passed"] is False
     assert "SQNR of hm" in checks_table(result).markdown()
     assert heads_table(result).rows[1][4].text == "identical"
-    assert "Least alike: 1.png." in boxes_sentence(result)
+    assert "Least similar: 1.png." in boxes_sentence(result)
 
 
 def test_both_sides_are_drawn() -> None:
@@ -248,7 +248,7 @@ def test_both_sides_are_drawn() -> None:
     )
     none = box[:0]
     image = np.zeros((80, 100, 3), np.uint8)
-    drawn = side_by_side(image, ("a", box), ("a name much longer than the picture is wide", none), 0.5)
+    drawn = side_by_side(image, ("a", box), ("a name much longer than the image is wide", none), 0.5)
     assert drawn.shape == (80 + 34, 208, 3)
     left, right = drawn[34:, :100], drawn[34:, 108:]
     assert left.any()

@@ -1,4 +1,4 @@
-"""The HTML page and the pictures of a report: every figure is the JSON's, and nothing is fetched from elsewhere."""
+"""The HTML page and the plots of a report: every figure is the JSON's, and nothing is fetched from elsewhere."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def percentiles(data: dict[str, Any]) -> Iterator[tuple[str, float]]:
                     yield f"{entry['name']}/{name}/{stage}/{label}", float(np.percentile(values, share))
 
 
-def held_to(page: Page, report: BenchReport) -> None:
+def check_figures(page: Page, report: BenchReport) -> None:
     data = json.loads(page.report)
     assert data == report.to_json()
     expected = dict(percentiles(data))
@@ -78,7 +78,7 @@ def report() -> BenchReport:
 def test_every_figure_of_the_page_is_the_json_s(report: BenchReport) -> None:
     text = html_report(report)
     page = Page(text)
-    held_to(page, report)
+    check_figures(page, report)
     assert "unstable" in text
     assert "a note with &lt;tags&gt;" in text
     assert "<b>" not in text[: text.index('id="report"')]
@@ -102,7 +102,7 @@ def test_the_png_shows_something(report: BenchReport, tmp_path: Path) -> None:
         write_png(whole_figure(report), tmp_path / "file" / "r.png")
 
 
-def test_without_throughput_there_are_three_pictures() -> None:
+def test_without_throughput_there_are_three_plots() -> None:
     report = made_up_report([made_up_entry("one", 1, throughput=[])])
     assert len(Page(html_report(report)).addresses) == 3
     whole_figure(report)
@@ -130,14 +130,14 @@ def test_a_browser_shows_the_figures(report: BenchReport, tmp_path: Path) -> Non
     done = subprocess.run(
         [*words, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
-    held_to(Page(done.stdout), report)
-    picture = tmp_path / "r.png"
+    check_figures(Page(done.stdout), report)
+    screenshot = tmp_path / "r.png"
     subprocess.run(
-        [*words, f"--screenshot={picture}", path.as_uri()], capture_output=True, timeout=120, check=True
+        [*words, f"--screenshot={screenshot}", path.as_uri()], capture_output=True, timeout=120, check=True
     )
-    shown = cv2.imread(str(picture))
+    shown = cv2.imread(str(screenshot))
     assert shown is not None
-    # The pictures were drawn: the colour of the first bundle is on the screen.
+    # The plots were drawn: the colour of the first bundle is on the screen.
     first = tuple(int(plotting.COLOURS[0][place : place + 2], 16) for place in (5, 3, 1))
     assert (shown == first).all(axis=2).sum() > 1000
     assert re.search(r"Benchmark of", done.stdout)

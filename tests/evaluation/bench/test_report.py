@@ -169,7 +169,7 @@ def test_tables_carry_the_report_s_own_figures() -> None:
     assert cells["one/cold/total/p50"].value == 0.45
 
 
-def test_bundles_of_one_report_are_compared_in_turn() -> None:
+def test_bundles_of_one_report_are_compared_interleaved() -> None:
     report = made_up_report(
         [
             made_up_entry("one", 1),
@@ -183,7 +183,7 @@ def test_bundles_of_one_report_are_compared_in_turn() -> None:
     assert {verdict for (name, _), verdict in found.items() if name == "again"} == {"no difference"}
     assert {verdict for (name, _), verdict in found.items() if name == "slow"} == {"slower"}
     assert report_tables(report)[1].title.startswith(
-        "In turn with one (A): all intervals hold at once in 95%"
+        "Interleaved with one (A): all intervals hold at once in 95%"
     )
     alone = made_up_report([made_up_entry("one", 1)])
     assert compare_entries(alone).rows == ()

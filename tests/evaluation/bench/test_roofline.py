@@ -1,4 +1,4 @@
-"""The floor: costs by hand, rates of a clock that is known."""
+"""The lower bounds: costs by hand, rates of a clock that is known."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from helpers.tiny_bundle import write_tiny_bundle
 
 from centernet_trt.errors import InputError
-from centernet_trt.evaluation.bench import roofline as floor
+from centernet_trt.evaluation.bench import roofline
 from centernet_trt.evaluation.bench.roofline import (
     MachineRates,
     StageCost,
@@ -20,10 +20,10 @@ from centernet_trt.runtime.geometry import place
 def test_the_longer_of_bytes_and_operations_bounds() -> None:
     rates = MachineRates(10.0, 100.0, "given")
     memory = StageCost(50, 100, "")
-    assert (memory.floor(rates), memory.bound(rates)) == (5.0, "bytes")
+    assert (memory.seconds(rates), memory.bound(rates)) == (5.0, "bytes")
     arithmetic = StageCost(10, 1000, "")
-    assert (arithmetic.floor(rates), arithmetic.bound(rates)) == (10.0, "operations")
-    with pytest.raises(InputError, match="positive"):
+    assert (arithmetic.seconds(rates), arithmetic.bound(rates)) == (10.0, "operations")
+    with pytest.raises(InputError, match="expected positive numbers"):
         MachineRates(0, 1, "given")
 
 
@@ -44,8 +44,8 @@ def test_costs_of_a_tiny_network_by_hand(tmp_path: Path) -> None:
 
 
 def test_rates_are_the_best_round_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floor, "_COPY_BYTES", 4096)
-    monkeypatch.setattr(floor, "_GEMM_SIDE", 8)
+    monkeypatch.setattr(roofline, "_COPY_BYTES", 4096)
+    monkeypatch.setattr(roofline, "_GEMM_SIDE", 8)
     # Each round reads the clock three times: copy 1, 4, 2 s and product 1, 3, 5 s.
     readings = iter([0, 1, 2, 0, 4, 7, 0, 2, 7])
     rates = measure_rates(2, rounds=2, now=lambda: float(next(readings)))

@@ -12,13 +12,17 @@ from helpers.tiny_centernet import scene, tiny_model
 from centernet_trt.errors import BackendError, InputError, ModelError
 from centernet_trt.evaluation.bench import run as module
 from centernet_trt.evaluation.bench.cold_start import cold_start
-from centernet_trt.evaluation.bench.host_stages import HostPipeline, Picture, make_batches, pick_images
-from centernet_trt.evaluation.bench.latency import pipelines_in_turn
 from centernet_trt.evaluation.bench.report import BenchReport
 from centernet_trt.evaluation.bench.roofline import MachineRates
-from centernet_trt.evaluation.bench.run import BenchOptions, run_bench
-from centernet_trt.evaluation.bench.timing import StageClock, TimingRules
-from centernet_trt.runtime import Detections
+from centernet_trt.evaluation.bench.run import measure_latency, run_bench
+from centernet_trt.evaluation.bench.subjects import BenchOptions
+from centernet_trt.evaluation.bench.throughput import BenchImage, make_batches, pick_images
+from centernet_trt.evaluation.bench.timing import TimingRules
+from centernet_trt.runtime import Detections, Detector
+from centernet_trt.runtime.backend import Batch, InferenceRequest, Mark
+from centernet_trt.runtime.geometry import place
+from centernet_trt.runtime.host.backend import HostBackend
+from centernet_trt.runtime.host.onnxruntime import OnnxRuntimeExecutor
 
 SHORT = TimingRules(warmup=0.0, duration=0.05, iterations=6, windows=3, allow_short=True)
 OPTIONS = BenchOptions(
@@ -59,7 +63,7 @@ def test_a_report_of_two_bundles(tmp_path: Path, images: list[Path]) -> None:
     assert set(one.alone) - set(two.alone) == {"source graph, plain ONNX Runtime"}
     assert "network alone" in two.alone
     # Batches of 9 are beyond both bundles: they would be split, and are left out.
-    calls = [("call", 1, 1), ("call", 2, 1), ("call", 1, 4), ("submit", 6, 1)]
+    calls = [("call", 1, 1), ("call", 1, 4), ("call", 2, 1), ("submit", 6, 1)]
     assert [(row.way, row.threads, row.batch) for row in one.throughput] == calls
     # Six single images always wait: the detector groups those of one size.
     assert 1 < (one.throughput[-1].mean_batch or 0) <= 4
@@ -90,18 +94,42 @@ def test_reading_is_a_stage_when_asked(tmp_path: Path, images: list[Path]) -> No
     assert report.entries[0].multiply_adds is None
 
 
-class Wrong(HostPipeline):
-    """A pipeline that is quick because it leaves half of the boxes out."""
-
-    def run(self, picture: Picture, clock: StageClock) -> Detections:
-        found = super().run(picture, clock)
-        return found[: len(found) // 2]
-
-
-def test_what_is_timed_must_be_what_the_product_answers(tmp_path: Path, images: list[Path]) -> None:
+def test_what_is_timed_is_the_product(
+    tmp_path: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sample of the pipeline is one call of the backend that `Detector` runs, which marks its own stages."""
     bundle = write_tiny_bundle(tmp_path / "b", threshold=0.0)
-    with pytest.raises(BackendError, match=r"does not find in 0\.png what Detector finds"):
-        run_bench([bundle], images, OPTIONS, pipeline_of=Wrong)
+    plain, marked = HostBackend.run, []
+
+    def run(self: HostBackend, batches: Any, mark: Mark | None = None) -> list[list[Detections]]:
+        found = plain(self, batches, mark)
+        if mark is not None:
+            marked.extend(found)
+        return found
+
+    monkeypatch.setattr(HostBackend, "run", run)
+    options = BenchOptions(SHORT, loads=(), in_flight=(), rates=OPTIONS.rates, cold_rounds=0, torch=False)
+    (entry,) = run_bench([bundle], images, options).entries
+    samples = sum(len(window["whole"]) for window in entry.pipeline.windows)
+    assert len(marked) == samples + 3 + 1  # each image once before, and one call to warm up
+    with Detector.load(bundle, backend="onnxruntime") as detector:
+        for (found,), path in zip(marked, images, strict=False):
+            wanted = detector.detect(path)
+            assert len(found) > 0
+            np.testing.assert_array_equal(found.xyxy, wanted.xyxy)
+
+
+def test_a_marked_run_names_every_stage_of_every_batch(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b", batch=2, threshold=0.0)
+    image, marks = scene(), list[str]()
+    placement = place(bundle.manifest.spec.input, image.shape[1], image.shape[0])
+    batch: Batch = [InferenceRequest(image, placement)] * 3  # the bundle takes two at once
+    backend = HostBackend(OnnxRuntimeExecutor(bundle.model_path, bundle.manifest), bundle.manifest)
+    found, plain = backend.run([batch], marks.append), backend.run([batch])
+    backend.close()
+    assert marks == [*backend.stages] * 2 == ["preprocess", "network", "decode"] * 2
+    for one, other in zip(found[0], plain[0], strict=True):
+        np.testing.assert_array_equal(one.xyxy, other.xyxy)
 
 
 def test_images_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -158,8 +186,8 @@ def test_images_are_picked_evenly(tmp_path: Path) -> None:
 
 def test_batches_are_of_one_input_size(tmp_path: Path, images: list[Path]) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
-    pictures = [Picture(path, cv2.imread(str(path))) for path in images]  # type: ignore[arg-type]
-    batches = make_batches(pictures, bundle, 3)
+    loaded = [BenchImage(path, cv2.imread(str(path))) for path in images]  # type: ignore[arg-type]
+    batches = make_batches(loaded, bundle, 3)
     assert len(batches) == 3
     assert all(len(batch) == 3 for batch in batches)
     rule = bundle.manifest.spec.input.size
@@ -169,7 +197,7 @@ def test_batches_are_of_one_input_size(tmp_path: Path, images: list[Path]) -> No
 
 def test_latency_alone_of_several(tmp_path: Path, images: list[Path]) -> None:
     bundles = [write_tiny_bundle(tmp_path / name) for name in "ab"]
-    found = pipelines_in_turn(bundles, images, rules=SHORT)
+    found = measure_latency(bundles, images, rules=SHORT)
     assert len(found) == 2
     assert all("ONNX Runtime" in note for _, note in found)
 

@@ -83,7 +83,7 @@ def test_no_difference_is_found_where_there_is_none(make: Callable[..., Windows]
 
 
 def test_intervals_that_ignore_the_windows_would_be_wrong() -> None:
-    # The same data as one long window: what the two stages are for.
+    # The same data as one long window: what resampling the windows is for.
     rng = np.random.default_rng(7)
     wrong = sum(
         leaves_one_out(bootstrap_ratio([flat(moody(rng))], [flat(moody(rng))], resamples=200, seed=row))
@@ -127,9 +127,9 @@ def test_means_and_directions() -> None:
         bootstrap_ratio([[]], quick)
 
 
-def test_windows_measured_in_turn_cancel_a_common_drift() -> None:
+def test_interleaved_windows_cancel_a_common_drift() -> None:
     rng = np.random.default_rng(5)
-    apart = in_turn = wrong = 0
+    apart = together = wrong = 0
     for row in range(30):
         # The machine's mood of each window meets both.
         moods = np.exp(rng.normal(0, 0.15, 12))
@@ -138,10 +138,10 @@ def test_windows_measured_in_turn_cancel_a_common_drift() -> None:
             for factor in (1, 1, 1.1)
         )
         apart += bootstrap_ratio(first, slow, resamples=300, seed=row).differs
-        in_turn += bootstrap_ratio(first, slow, in_turn=True, resamples=300, seed=row).differs
-        wrong += bootstrap_ratio(first, same, in_turn=True, resamples=300, seed=row).differs
-    assert in_turn >= 25
+        together += bootstrap_ratio(first, slow, interleaved=True, resamples=300, seed=row).differs
+        wrong += bootstrap_ratio(first, same, interleaved=True, resamples=300, seed=row).differs
+    assert together >= 25
     assert apart <= 15
     assert wrong <= 3
-    with pytest.raises(InputError, match="in turn"):
-        bootstrap_ratio([[1.0]] * 3, [[1.0]] * 4, in_turn=True)
+    with pytest.raises(InputError, match="interleaved"):
+        bootstrap_ratio([[1.0]] * 3, [[1.0]] * 4, interleaved=True)

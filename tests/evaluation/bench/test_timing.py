@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from centernet_trt.errors import CenterNetError, InputError, ModelError
-from centernet_trt.evaluation.bench.throughput import Request, drive, part_rates, whole_rate
-from centernet_trt.evaluation.bench.timing import Subject, TimingRules, WallClock, measure, timed
+from centernet_trt.evaluation.bench.stages import WallTimer
+from centernet_trt.evaluation.bench.statistics import TimedRequest, part_rates, whole_rate
+from centernet_trt.evaluation.bench.throughput import drive
+from centernet_trt.evaluation.bench.timing import Subject, TimingRules, measure, timed
 
 
 class FakeClock:
@@ -36,9 +38,9 @@ def lasting(
     return function
 
 
-def test_the_wall_clock_names_the_stages() -> None:
+def test_the_wall_timer_names_the_stages() -> None:
     now = FakeClock()
-    clock = WallClock(now)
+    clock = WallTimer(now)
     for _ in range(2):  # a clock is used again and again
         clock.start()
         now.wait(1)
@@ -97,10 +99,10 @@ def test_windows_hold_whole_cycles() -> None:
     [
         ({"duration": 0.5}, "too short"),
         ({"iterations": 3}, "too short"),
-        ({"duration": 0}, "positive"),
-        ({"duration": float("nan")}, "positive"),
+        ({"duration": 0}, "expected a positive duration"),
+        ({"duration": float("nan")}, "expected a positive duration"),
         ({"warmup": -1}, "0 or more"),
-        ({"windows": 2}, "needs three"),
+        ({"windows": 2}, "expected three or more windows"),
         ({"iterations": 0, "allow_short": True}, "1 or more"),
     ],
 )
@@ -119,15 +121,15 @@ IMAGE = np.zeros((2, 2, 3), dtype=np.uint8)
 
 def test_rates_of_requests_by_hand() -> None:
     # One thread, batches of two, an answer every half second: four images a second.
-    requests = [Request(n / 2, (n + 1) / 2, 2) for n in range(10)]
+    requests = [TimedRequest(n / 2, (n + 1) / 2, 2) for n in range(10)]
     assert whole_rate(requests) == pytest.approx(4)
     assert part_rates(requests) == pytest.approx((4, 4, 4))
     # The last third takes twice as long.
-    late = requests[:7] + [Request(3.5 + n, 4.5 + n, 2) for n in range(3)]
+    late = requests[:7] + [TimedRequest(3.5 + n, 4.5 + n, 2) for n in range(3)]
     assert part_rates(late) == pytest.approx((4, 4, 2))
-    with pytest.raises(InputError, match="needs four"):
+    with pytest.raises(InputError, match="expected four or more answered requests, got 3"):
         part_rates(requests[:3])
-    with pytest.raises(InputError, match="needs two"):
+    with pytest.raises(InputError, match="expected two or more answered requests, got 1"):
         whole_rate(requests[:1])
 
 
@@ -159,5 +161,5 @@ def test_an_error_of_one_thread_stops_all_and_is_told() -> None:
     rules = TimingRules(warmup=0, duration=3600, iterations=10)
     with pytest.raises(CenterNetError, match="sixth request"):
         drive(detect, [[IMAGE]], 3, rules)
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="expected at least one batch"):
         drive(detect, [], 1, rules)

@@ -1,18 +1,14 @@
-"""The driver interface: its tests on the stand-in driver, and what needs no driver at all."""
+"""The driver interface: what needs a process of its own, or no driver at all. The rest is in tests/gpu/test_driver.py."""
 
 import sys
 from types import ModuleType
 
 import pytest
-from helpers.standin_session import run_on_standin, run_script
+from helpers.standin_process import run_script
 
 from centernet_trt.errors import CudaError
 from centernet_trt.runtime.cuda.binding import DriverError, hint_for
 from centernet_trt.runtime.cuda.device import load_binding
-
-
-def test_on_the_standin_driver() -> None:
-    run_on_standin("tests/gpu/test_driver.py", "-m", "gpu")
 
 
 def test_what_is_not_closed_is_told_by_the_standin() -> None:
@@ -51,7 +47,7 @@ def test_a_broken_pycuda_is_passed_over(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("centernet_trt.runtime.cuda.cuda_bindings.CudaBindings.__init__", lambda self: None)
     assert load_binding("auto").name == "cuda-bindings"
-    assert "PyCUDA is installed and cannot be used" in caplog.text
+    assert "PyCUDA is installed but cannot be used" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_lost_context_is_told_to_all_and_other_errors_to_nobody() -> None:
     for _ in range(2):
         with pytest.raises(CudaError, match="the GPU failed before: cuX failed") as caught:
             made.take()
-        assert "start a new one" in caught.value.hint
+        assert "start a new process" in caught.value.hint
     assert made.close()
     made, _, device = pool(1)
     device.usable = False

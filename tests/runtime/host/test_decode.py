@@ -244,7 +244,7 @@ def test_wrong_heads_are_named() -> None:
     for change, words in (
         ({"wh": (1, 4, 4, 4)}, r"'wh' has shape \(1, 4, 4, 4\), expected \(N, 2, H, W\)"),
         ({"hm": (1, 20, 4, 4)}, r"'hm' has shape .* expected \(N, 80, H, W\)"),
-        ({"reg": (1, 2, 8, 8)}, r"'reg' has a grid of \(8, 8\) cells, the heatmap has \(4, 4\)"),
+        ({"reg": (1, 2, 8, 8)}, r"the heatmap's grid of \(4, 4\) cells in head 'reg', got \(8, 8\)"),
         ({"wh": (2, 4, 4)}, "'wh' has shape"),
     ):
         with pytest.raises(ModelError, match=words):

@@ -189,7 +189,7 @@ def test_a_full_queue_refuses_waits_or_times_out() -> None:
         clock.advance(5.0)
         timed.join(LONG)
         assert isinstance(late[0], QueueFullError)
-        assert "no room within 5.0 s" in late[0].message
+        assert "no space within 5.0 s" in late[0].message
         patient = threading.Thread(target=submit, args=(5, None))
         patient.start()
         clock.until_waits()
@@ -265,7 +265,7 @@ def test_a_wrong_number_of_results_and_a_callback_that_exits() -> None:
     clock = FakeClock()
     with batcher(lambda batch: batch[1:], max_batch=2, clock=clock, max_wait=9.0) as made:
         futures = [made.submit(1), made.submit(2)]
-        with pytest.raises(BackendError, match="2 requests came back with 1 results"):
+        with pytest.raises(BackendError, match="expected 2 results of a batch of 2 requests, got 1"):
             futures[0].result(LONG)
         futures[1].exception(LONG)
     run = Runner(held=True)

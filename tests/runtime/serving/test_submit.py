@@ -100,7 +100,7 @@ def test_a_batch_with_augmentation(detector: Detector, tmp_path: Path, tta: Any)
     ]
     assert detector.stats.batch_sizes == {1: len(images) - 1}  # the absent one never came into the queue
     for call in (detector.detect_batch, detector.submit):
-        with pytest.raises(InputError, match="tta is 'twice'"):
+        with pytest.raises(InputError, match="there is no augmentation 'twice'"):
             call([scene()], tta="twice")  # type: ignore[operator]
 
 

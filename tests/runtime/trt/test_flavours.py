@@ -9,7 +9,6 @@ import pytest
 from centernet_trt.errors import BackendError
 from centernet_trt.runtime.cuda.device import gpu_count
 from centernet_trt.runtime.trt import flavours
-from centernet_trt.runtime.trt import flavours as tensorrt_flavour
 from centernet_trt.runtime.trt.flavours import load_flavour
 
 
@@ -34,21 +33,23 @@ def test_rtx_targets() -> None:
         for name in flavour.capabilities(target):
             assert hasattr(flavour.module.ComputeCapability, name)  # type: ignore[attr-defined]
     with pytest.raises(
-        BackendError, match=r"unknown target 'sm_99'; rtx has portable, current, sm_75, .*sm_120"
+        BackendError, match=r"unknown target 'sm_99': rtx has portable, current, sm_75, .*sm_120"
     ):
         flavour.capabilities("sm_99")
 
 
-def test_full_tensorrt_builds_for_the_gpu_at_hand(full: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_tensorrt_builds_for_the_visible_gpu(full: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     flavour = load_flavour("tensorrt")
     assert flavour.module is full
     assert flavour.default_target == "current"
     assert flavour.capabilities("current") == ()
     assert flavour.has_timing_cache
     for target in ("sm_86", "portable"):
-        with pytest.raises(BackendError, match=f"builds for the GPU at hand, not for target '{target}'"):
+        with pytest.raises(
+            BackendError, match=f"builds for the visible GPU only: expected target current, got '{target}'"
+        ):
             flavour.capabilities(target)
-    with pytest.raises(BackendError, match="unknown target 'moon'; tensorrt has current"):
+    with pytest.raises(BackendError, match="unknown target 'moon': tensorrt has current"):
         flavour.capabilities("moon")
     monkeypatch.setattr(flavours, "gpu_count", lambda: 0)
     with pytest.raises(BackendError, match="needs an NVIDIA GPU") as caught:
@@ -86,20 +87,19 @@ def importing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def import_module(name: str) -> ModuleType:
         raise error
 
-    monkeypatch.setattr(
-        tensorrt_flavour, "importlib", SimpleNamespace(import_module=import_module, util=importlib.util)
-    )
+    fake = SimpleNamespace(import_module=import_module, util=importlib.util)
+    monkeypatch.setattr(flavours, "importlib", fake)
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (ModuleNotFoundError("No module", name="tensorrt"), ["tensorrt is not installed"]),
-        (ModuleNotFoundError("No module", name="tensorrt_libs"), ["does not load", "install it again"]),
-        (OSError("libnvinfer.so.10: cannot open"), ["does not load", "libnvinfer.so.10"]),
+        (ModuleNotFoundError("No module", name="tensorrt_libs"), ["cannot be imported", "reinstall it"]),
+        (OSError("libnvinfer.so.10: cannot open"), ["cannot be imported", "libnvinfer.so.10"]),
     ],
 )
-def test_a_missing_package_gives_the_line_to_install_it(
+def test_a_missing_package_gives_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, error: Exception, words: list[str]
 ) -> None:
     importing(monkeypatch, error)
@@ -111,7 +111,7 @@ def test_a_missing_package_gives_the_line_to_install_it(
 
 def test_an_unknown_flavour() -> None:
     name: Any = "trt"
-    with pytest.raises(BackendError, match="unknown flavour 'trt'; there are auto, rtx, tensorrt"):
+    with pytest.raises(BackendError, match="unknown flavour 'trt': expected auto, rtx or tensorrt"):
         load_flavour(name)
 
 

@@ -25,5 +25,5 @@ def test_names_alone_and_all_that_is_known() -> None:
     "text", ["no JSON", "[]", "{}", '{"Layers": 3}', '{"Layers": [{}]}', '{"Layers": [3]}']
 )
 def test_something_else_is_an_error(text: str) -> None:
-    with pytest.raises(BackendError, match="gives no list of layers"):
+    with pytest.raises(BackendError, match="expected a list of layers"):
         parse_layers(text)

@@ -255,7 +255,7 @@ def test_errors(detector: Detector, tmp_path: Path) -> None:
     image = scene(300, 400)
     with pytest.raises(InputError, match=r"400x300 pixels at scale 1.5 needs a network input of 608x480"):
         detector.detect(image, tta="flip+multiscale")
-    with pytest.raises(InputError, match="tta is 'mirror'"):
+    with pytest.raises(InputError, match="there is no augmentation 'mirror'"):
         detector.detect(image, tta="mirror")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="threshold"):
         detector.detect(image, 2.0, tta="flip")

@@ -146,11 +146,11 @@ MARKS = {"units": "box", "origin": "top_left"}
 @pytest.mark.parametrize(
     ("flip_index", "points", "message"),
     [
-        ({}, MARKS, "nothing says which are pairs"),
-        ({"marks": (0, 1)}, MARKS, "pairs of the points 0..2 were expected"),
-        ({"marks": (1, 2, 0)}, MARKS, "pairs of the points 0..2 were expected"),
-        ({"marks": (0, 1, 7)}, MARKS, "pairs of the points 0..2 were expected"),
-        ({"marks": None, "eyes": None}, MARKS, "names eyes; the spec's points heads are: marks"),
+        ({}, MARKS, "flip_index has no pairs for it"),
+        ({"marks": (0, 1)}, MARKS, "expected pairs of the points 0..2 as flip_index of 'marks', got"),
+        ({"marks": (1, 2, 0)}, MARKS, "expected pairs of the points 0..2 as flip_index of 'marks', got"),
+        ({"marks": (0, 1, 7)}, MARKS, "expected pairs of the points 0..2 as flip_index of 'marks', got"),
+        ({"marks": None, "eyes": None}, MARKS, r"expected the spec's points heads \(marks\) in flip_index, got eyes"),
         ({"marks": PAIRS}, {"units": "box", "origin": "centre"}, "cannot be averaged"),
         ({"marks": PAIRS}, {"units": "cells", "origin": "top_left"}, "cannot be averaged"),
     ],

@@ -1,0 +1,334 @@
+"""List the passes of a build: PASSES, and the Preparation that they work on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from onnx import ModelProto
+
+from centernet_trt.builder.calibration.fp16_ranges import (
+    affordable,
+    measure_ranges,
+    nodes_beyond_fp16,
+    nodes_of_heads,
+    underflow_notes,
+)
+from centernet_trt.builder.calibration.images import CalibrationImages
+from centernet_trt.builder.graph.compare import HeadError, check_dynamic_batch
+from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
+from centernet_trt.builder.graph.shapes import refresh_shapes
+from centernet_trt.builder.graph.source_comparison import batch_check_shape, compare_with_source, input_values
+from centernet_trt.builder.int8.quantise import Int8Result, make_int8
+from centernet_trt.builder.int8.validate import Measured, measure
+from centernet_trt.builder.options import BuildOptions
+from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.builder.passes.deform_conv import has_deform_conv, standardise_deform_conv
+from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
+from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
+from centernet_trt.builder.passes.fp16 import to_fp16
+from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quantised
+from centernet_trt.builder.progress import BuildReporter
+from centernet_trt.builder.source import load_source
+from centernet_trt.errors import InputError, SpecError
+from centernet_trt.runtime.manifest import PassRecord, ProfileRecord
+from centernet_trt.runtime.spec import FixedSize, ModelSpec
+
+__all__ = ["PASSES", "Pass", "Preparation", "SpecFinder"]
+
+SpecFinder = Callable[[ModelProto], ModelSpec]
+"""Finds the spec of a source graph, as `guess_spec(graph).require_spec()` does."""
+
+RANGE_CHECK_WORK = 3e11
+"""Multiply-adds that fp16's range check may cost with images that the user did not choose: some dozen seconds of one core."""
+
+
+@dataclass
+class Preparation:
+    """The state that passes work on.
+
+    Every pass makes a graph of its own; replacing `model` frees the one before, which can be hundreds of megabytes.
+    """
+
+    path: Path
+    given_spec: ModelSpec | SpecFinder
+    options: BuildOptions
+    images: CalibrationImages | None
+    lower_deform_conv: bool
+    reporter: BuildReporter
+    model: ModelProto = field(default_factory=ModelProto)
+    source: ModelProto = field(init=False)
+    spec: ModelSpec = field(init=False)
+    profiles: tuple[ProfileRecord, ...] = field(init=False)
+    differences: dict[str, HeadError] = field(init=False)
+    kept_fp32: dict[str, str] = field(default_factory=dict)
+    int8: Int8Result | None = None
+    measured: Measured | None = None
+    records: list[PassRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def input_name(self) -> str:
+        """Name of the image input."""
+        return self.spec.input.name or ""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) that the first profile is tuned for."""
+        return self.profiles[0].height.opt, self.profiles[0].width.opt
+
+    @property
+    def fixed_size(self) -> FixedSize | None:
+        """The input size, if the spec fixes it."""
+        size = self.spec.input.size
+        return size if isinstance(size, FixedSize) else None
+
+    def progress(self, name: str) -> Callable[[int, int], None]:
+        """A callback for (done, total) of a pass."""
+        return partial(self.reporter.step, name)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A row of the pass list.
+
+    Attributes:
+        name: as in the manifest.
+        what: what it does, for the documentation.
+        run: does it; replaces `Preparation.model` or notes what it found.
+        when: the condition in words; empty for a pass that always runs.
+        applies: the condition.
+        repeat_from: name of the pass to go on with afterwards; empty for the next one.
+        recorded: whether it has a row in the manifest.
+    """
+
+    name: str
+    what: str
+    run: Callable[[Preparation], None]
+    when: str = ""
+    applies: Callable[[Preparation], bool] = lambda _: True
+    repeat_from: str = ""
+    recorded: bool = True
+
+
+def _load(state: Preparation) -> None:
+    state.model = load_source(state.path)
+
+
+def _standardise(state: Preparation) -> None:
+    state.model = standardise_deform_conv(state.model)
+
+
+def _find_spec(state: Preparation) -> None:
+    given = state.given_spec
+    state.spec = _with_input_name(given if isinstance(given, ModelSpec) else given(state.model), state.model)
+    state.profiles = state.options.resolve_profiles(state.spec)
+
+
+def _with_input_name(spec: ModelSpec, model: ModelProto) -> ModelSpec:
+    names = [value.name for value in model.graph.input]
+    if spec.input.name is not None:
+        return spec
+    if len(names) != 1:
+        raise SpecError(
+            f"expected one input, or a spec that names the image, got {len(names)} inputs: {', '.join(names)}",
+            "name it in the spec: [input] name = ...",
+        )
+    return spec.model_copy(update={"input": spec.input.model_copy(update={"name": names[0]})})
+
+
+def _set_size(state: Preparation) -> None:
+    size = state.fixed_size
+    assert size is not None
+    state.model = set_input_size(state.model, state.input_name, size.height, size.width)
+
+
+def _cut_at_heads(state: Preparation) -> None:
+    state.model = keep_heads(state.model, state.spec.heads.tensors)
+
+
+def _free_shapes(state: Preparation) -> None:
+    state.model = state.source = make_dynamic(state.model, state.input_name, size=state.fixed_size is None)
+
+
+def _repair(state: Preparation) -> None:
+    # PyTorch shares equal scales and zero points through Identity nodes: folding makes them constants.
+    model = remove_identities(fold_constants(constants_to_initializers(state.model)))
+    state.model = state.source = repair_quantised(model)
+    if state.options.precision != "int8":
+        raise InputError(
+            f"expected precision int8 for a graph that carries quantisation of its own (Q/DQ), got {state.options.precision}",
+            "build with --precision int8, or export the graph without its quantisation",
+        )
+
+
+def _check_batch(state: Preparation) -> None:
+    small = batch_check_shape(state.spec.input, state.profiles[0])
+    check_dynamic_batch(
+        state.model, state.input_name, (3, *small), value_range=input_values(state.spec.input)
+    )
+
+
+def _fold_constants(state: Preparation) -> None:
+    state.model = fold_constants(constants_to_initializers(state.model))
+
+
+def _fold_batch_norm(state: Preparation) -> None:
+    state.model = remove_identities(fold_batch_norm(state.model))
+
+
+def _lower(state: Preparation) -> None:
+    state.model = lower_deform_conv(state.model)
+
+
+def _quantise(state: Preparation) -> None:
+    refresh_shapes(state.model)  # calibration needs the types of tensors that passes have made
+    state.int8 = make_int8(state.model, state.spec, state.shape, state.options.int8, state.reporter)
+    state.model = state.int8.model
+
+
+def _check_ranges(state: Preparation) -> None:
+    refresh_shapes(state.model)  # the range check needs every tensor's type
+    fp32_heads = state.options.heads == "fp32"
+    state.kept_fp32 = nodes_of_heads(state.model) if fp32_heads else {}
+    if state.images is None:
+        return
+    given = state.images.images
+    images = affordable(state.model, given, RANGE_CHECK_WORK if state.options.calibration is None else None)
+    if len(images) < len(given):
+        state.notes.append(
+            f"fp16 ranges: checked on {len(images)} of the {len(given)} images that ship, because the network is large; "
+            "--calibration FOLDER checks on all images of a folder"
+        )
+    ranges = measure_ranges(state.model, images, state.spec.input, state.progress("fp16 ranges"))
+    state.notes += underflow_notes(ranges)
+    state.kept_fp32 |= nodes_beyond_fp16(state.model, ranges, heads_in_fp32=fp32_heads)
+
+
+def _to_fp16(state: Preparation) -> None:
+    typed = to_fp16(state.model, keep_fp32=state.kept_fp32, output_types=state.options.heads, scales="fp16")
+    state.model, state.kept_fp32 = typed.model, typed.kept
+
+
+def _measure(state: Preparation) -> None:
+    assert state.int8 is not None
+    state.measured = measure(state.int8, state.model, state.spec, state.progress("faithful"))
+
+
+def _is_outside_budget(state: Preparation) -> bool:
+    return (
+        state.int8 is not None
+        and state.measured is not None
+        and not state.int8.inside_budget(state.measured.loss)
+    )
+
+
+def _narrow(state: Preparation) -> None:
+    assert state.int8 is not None
+    assert state.measured is not None
+    state.int8 = state.int8.narrower(state.measured.loss)
+    state.model = state.int8.model
+
+
+def _compare(state: Preparation) -> None:
+    refresh_shapes(state.model)  # the bundle's model states every tensor's type, which faithful mode reads
+    state.differences = compare_with_source(
+        state.source, state.model, state.spec, state.shape, state.options.precision
+    )
+
+
+PASSES: tuple[Pass, ...] = (
+    Pass(
+        "load",
+        "reads and checks the file, drops inputs and constants that nothing needs, names every node",
+        _load,
+    ),
+    Pass(
+        "deformable",
+        "turns every public variant of deformable convolution into ONNX `DeformConv`",
+        _standardise,
+        "a deformable convolution",
+        lambda state: has_deform_conv(state.model),
+    ),
+    Pass(
+        "spec",
+        "guesses the spec from the graph if none is given, and fills in the profiles",
+        _find_spec,
+        recorded=False,
+    ),
+    Pass(
+        "size",
+        "sets the input size",
+        _set_size,
+        "the spec fixes the input size",
+        lambda state: state.fixed_size is not None,
+    ),
+    # Cut before shapes are inferred: what follows the heads (a top-K, a reshape) may know one size only.
+    Pass("heads", "cuts the graph at the head tensors", _cut_at_heads),
+    Pass("shapes", "makes the batch dynamic, and the input size if the spec does not fix it", _free_shapes),
+    Pass(
+        "quantisation",
+        "repairs the Q/DQ of the source if that is exact, refuses it by name if not",
+        _repair,
+        "the graph carries Q/DQ",
+        lambda state: carries_quantisation(state.model),
+    ),
+    Pass(
+        "batch check",
+        "runs two images one by one and together: no batch may be baked in",
+        _check_batch,
+        "a profile has batches above 1",
+        lambda state: any(profile.batch.max > 1 for profile in state.profiles),
+    ),
+    Pass("fold constants", "computes what is constant", _fold_constants),
+    Pass("fold batch norm", "folds batch norms into convolutions, removes identities", _fold_batch_norm),
+    Pass(
+        "deformable",
+        "writes deformable convolutions in standard operators",
+        _lower,
+        "TensorRT for RTX, and a deformable convolution",
+        lambda state: state.lower_deform_conv and has_deform_conv(state.model),
+    ),
+    Pass(
+        "int8",
+        "calibrates, and searches the layers that become int8",
+        _quantise,
+        "int8, and the graph carries no Q/DQ",
+        lambda state: state.options.precision == "int8" and not carries_quantisation(state.model),
+    ),
+    Pass(
+        "fp16 ranges",
+        "runs the graph in fp32 on images: the nodes whose values exceed fp16 stay fp32",
+        _check_ranges,
+        "fp16 or int8",
+        lambda state: state.options.precision != "fp32",
+    ),
+    Pass(
+        "fp16",
+        "types all other nodes fp16",
+        _to_fp16,
+        "fp16 or int8",
+        lambda state: state.options.precision != "fp32",
+    ),
+    Pass(
+        "faithful",
+        "measures the typed graph operator by operator, against fp32 and labels",
+        _measure,
+        "int8 was searched",
+        lambda state: state.int8 is not None,
+    ),
+    Pass(
+        "int8 again",
+        "takes the next best int8 graph and goes back to `fp16 ranges`",
+        _narrow,
+        "the typed graph is outside the int8 budget",
+        _is_outside_budget,
+        repeat_from="fp16 ranges",
+    ),
+    Pass(
+        "compare",
+        "runs source and result on one random image: the difference of every head is in the manifest",
+        _compare,
+    ),
+)
+"""Every pass of a build, in order."""
