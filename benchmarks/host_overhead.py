@@ -259,7 +259,7 @@ def profile(driver: BindingName | None, side: int, count: int) -> None:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python benchmarks/host_overhead.py", description=__doc__.splitlines()[0]
+        prog="python benchmarks/host_overhead.py", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
         "--driver", choices=("cuda-bindings", "pycuda"), help="measure with this binding's driver"

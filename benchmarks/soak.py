@@ -199,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         for path in given.bundles:
             works[path.name] = lambda path=path: soak_detector(EngineBundle.load(path), device, given.calls)  # type: ignore[misc]
+        data: dict[str, Any] = {}
         for name, work in works.items():
             print(name, file=sys.stderr, flush=True)
             try:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from centernet_trt.cli.console import err, out, progress_bar, write_json, write_text
+from centernet_trt.cli.console import out, progress_bar, show_note, show_tables, write_json, write_text
 from centernet_trt.errors import BackendError, CenterNetError, InputError
 from centernet_trt.evaluation.bench.timing import CacheState, InputKind, TimingRules
 from centernet_trt.runtime.backend import GpuOptions
@@ -256,13 +255,12 @@ def _measure(
 
 
 def _show(report: "BenchReport", json_file: Path | None, png: Path | None, html: Path | None) -> None:
-    from centernet_trt.cli.console import show_tables
     from centernet_trt.evaluation.bench.html import html_report, whole_figure, write_png
     from centernet_trt.evaluation.bench.tables import report_tables
 
     show_tables(report_tables(report))
     for text in report.warnings():
-        err.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
+        show_note(text)
     if json_file is not None:
         write_text(json_file, report.to_text())
     if png is not None:
@@ -275,7 +273,6 @@ def _show(report: "BenchReport", json_file: Path | None, png: Path | None, html:
 
 
 def _compare(a: Path, b: Path, json_file: Path | None) -> None:
-    from centernet_trt.cli.console import show_tables
     from centernet_trt.evaluation.bench.compare import compare_reports
     from centernet_trt.evaluation.bench.report import read_report
     from centernet_trt.evaluation.bench.tables import comparison_table
@@ -283,6 +280,6 @@ def _compare(a: Path, b: Path, json_file: Path | None) -> None:
     found = compare_reports(read_report(a), read_report(b))
     show_tables([comparison_table(found)])
     for text in found.differences:
-        err.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
+        show_note(text)
     if json_file is not None:
         write_json(json_file, found.to_json())

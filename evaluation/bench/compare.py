@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.bench.report import NETWORK_ALONE, BenchReport, Entry
-from centernet_trt.evaluation.bench.statistics import Ratio, Statistic, Windows, bootstrap_ratio, flat
+from centernet_trt.evaluation.bench.statistics import Ratio, Statistic, Windows, bootstrap_ratio, centre
 
 CONFIDENCE = 0.95
 BY_EVENTS = " (events)"
@@ -38,6 +38,16 @@ class Comparison:
         return {"confidence": self.confidence, "differences": list(self.differences), "rows": rows}
 
 
+class _Pair(NamedTuple):
+    """One subject of two entries: its samples in both, and the statistic that is compared."""
+
+    entry: str
+    what: str
+    a: Windows
+    b: Windows
+    statistic: Statistic = "median"
+
+
 def compare_reports(a: BenchReport, b: BenchReport, confidence: float = CONFIDENCE) -> Comparison:
     """Ratios b / a of every series and load that both reports have.
 
@@ -53,7 +63,7 @@ def compare_reports(a: BenchReport, b: BenchReport, confidence: float = CONFIDEN
         InputError: reports of different models, or with nothing in common.
     """
     pairs = _pairs(a, b)
-    found = [(name, *row) for name, (first, second) in pairs.items() for row in _common(first, second)]
+    found = [pair for name, (first, second) in pairs.items() for pair in _common(name, first, second)]
     return Comparison(_ratios(found, confidence), tuple(_differences(a, b, pairs)), confidence)
 
 
@@ -65,20 +75,17 @@ def compare_entries(report: BenchReport, confidence: float = CONFIDENCE) -> Comp
     """
     first, *others = report.entries
     found = [
-        (entry.name, what, a, b, statistic)
+        pair
         for entry in others
         if entry.source_sha256 == first.source_sha256
-        for what, a, b, statistic in _common(first, entry)
-        if what in (*first.pipeline.stages, NETWORK_ALONE) or what.endswith(BY_EVENTS)
+        for pair in _common(entry.name, first, entry)
+        if pair.what in (*first.pipeline.stages, NETWORK_ALONE) or pair.what.endswith(BY_EVENTS)
     ]
     return Comparison(_ratios(found, confidence, interleaved=True), (), confidence)
 
 
 def _ratios(
-    found: Sequence[tuple[str, str, Windows, Windows, Statistic]],
-    confidence: float,
-    *,
-    interleaved: bool = False,
+    found: Sequence[_Pair], confidence: float, *, interleaved: bool = False
 ) -> tuple[ComparedRow, ...]:
     """A row for each, its interval wide enough for all to hold at once."""
     if not found:
@@ -91,7 +98,7 @@ def _ratios(
         ratio = bootstrap_ratio(
             left, right, statistic, interleaved=interleaved, confidence=each, resamples=resamples
         )
-        rows.append(ComparedRow(name, what, _centre(left, statistic), _centre(right, statistic), ratio))
+        rows.append(ComparedRow(name, what, centre(left, statistic), centre(right, statistic), ratio))
     return tuple(rows)
 
 
@@ -117,20 +124,21 @@ def _pairs(a: BenchReport, b: BenchReport) -> dict[str, tuple[Entry, Entry]]:
     return pairs
 
 
-def _common(a: Entry, b: Entry) -> list[tuple[str, Windows, Windows, Statistic]]:
-    rows: list[tuple[str, Windows, Windows, Statistic]] = [
-        (stage, a.pipeline.of_stage(stage), b.pipeline.of_stage(stage), "median")
+def _common(entry: str, a: Entry, b: Entry) -> list[_Pair]:
+    """The subjects that both entries have."""
+    pairs = [
+        _Pair(entry, stage, a.pipeline.of_stage(stage), b.pipeline.of_stage(stage))
         for stage in reversed(a.pipeline.stages)
         if stage in b.pipeline.stages
     ]
-    rows += [
-        (name, series.of_stage(), b.alone[name].of_stage(), "median")
+    pairs += [
+        _Pair(entry, name, series.of_stage(), b.alone[name].of_stage())
         for name, series in a.alone.items()
         if name in b.alone
     ]
     if a.staged is not None and b.staged is not None:
-        rows += [
-            (f"{stage}{BY_EVENTS}", a.staged.of_stage(stage), b.staged.of_stage(stage), "median")
+        pairs += [
+            _Pair(entry, f"{stage}{BY_EVENTS}", a.staged.of_stage(stage), b.staged.of_stage(stage))
             for stage in a.staged.stages
             if stage in b.staged.stages
         ]
@@ -140,16 +148,8 @@ def _common(a: Entry, b: Entry) -> list[tuple[str, Windows, Windows, Statistic]]
         if other is not None:
             load = f"{row.threads} threads, batch {row.batch}"
             what = f"an image, {row.threads} in flight" if row.way == "submit" else f"an image, {load}"
-            rows.append((what, row.image_seconds(), other.image_seconds(), "mean"))
-    return rows
-
-
-def _centre(windows: Windows, statistic: Statistic) -> float:
-    values: Sequence[float] = sorted(flat(windows))
-    if statistic == "mean":
-        return sum(values) / len(values)
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+            pairs.append(_Pair(entry, what, row.image_seconds(), other.image_seconds(), "mean"))
+    return pairs
 
 
 def _differences(a: BenchReport, b: BenchReport, pairs: dict[str, tuple[Entry, Entry]]) -> list[str]:

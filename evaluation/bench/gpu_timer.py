@@ -233,16 +233,15 @@ class GpuTimer:
 
     def seconds(self, enqueue: Callable[[], object], cache: CacheState = "warm") -> float:
         """Seconds for which the device is busy with what `enqueue` enqueues; repeated while the host is late."""
-        for again in reversed(range(_TRIES)):
+        for left in reversed(range(_TRIES)):
             self.start(cache)
             enqueue()
             self.mark(WHOLE)
             found = self.finish()[WHOLE]
-            if not self._came_late:
-                break
-            if again:
-                self.late -= 1  # discarded
-        return found
+            if not self._came_late or not left:
+                return found
+            self.late -= 1  # discarded
+        raise AssertionError("unreachable: the last try returns")
 
     def subject(self, enqueue: Callable[[], object], cache: CacheState = "warm", times: int = 1) -> Subject:
         """As a subject of `timing.measure`; where `enqueue` repeats its work `times` times, the time of one is reported."""

@@ -205,7 +205,7 @@ def copy_on_device(device: Device, stream: Stream, target: int, source: int, nby
     Raises:
         CudaError: the driver refuses.
     """
-    from cuda.bindings import driver
+    from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue] # compiled, without stubs
 
     with device.current:
         (status,) = driver.cuMemcpyDtoDAsync(target, source, nbytes, driver.CUstream(stream.number))

@@ -61,7 +61,8 @@ class EventTimer:
             last: the stage after which nothing is enqueued, so that the host may wait.
             cache: state of the L2 cache when a call begins.
         """
-        self._timer, self._last, self._cache = timer, last, cache
+        self._timer, self._last = timer, last
+        self._cache: CacheState = cache
 
     def start(self) -> None:
         """Begin a call."""

@@ -8,7 +8,7 @@ too narrow.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 Windows = Sequence[Sequence[float]]
 Array = npt.NDArray[np.float64]
 Statistic = Literal["median", "mean"]
-_STATISTICS: dict[Statistic, Callable[[Array], np.floating]] = {"median": np.median, "mean": np.mean}
+_STATISTICS: dict[Statistic, Callable[[Array], Any]] = {"median": np.median, "mean": np.mean}
 
 STABLE_WITHIN = 0.10
 """Three windows within 10 %: the default of NVIDIA's perf_analyzer (`--stability-percentage 10`)."""
@@ -117,6 +117,11 @@ def summarise(seconds: Sequence[float]) -> Summary:
 def flat(windows: Windows) -> list[float]:
     """All samples, in order."""
     return list(chain.from_iterable(windows))
+
+
+def centre(windows: Windows, statistic: Statistic) -> float:
+    """The median or mean of all samples."""
+    return float(_STATISTICS[statistic](np.asarray(flat(windows), dtype=np.float64)))
 
 
 def stability(windows: Windows, within: float = STABLE_WITHIN) -> Stability:
@@ -220,14 +225,13 @@ def bootstrap_ratio(
     drawn = _resampled(second, other, of) / _resampled(first, chosen, of)
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
-    ratio = float(of(np.concatenate(second)) / of(np.concatenate(first)))
-    return Ratio(ratio, float(low), float(high), confidence)
+    return Ratio(centre(b, statistic) / centre(a, statistic), float(low), float(high), confidence)
 
 
-def _resampled(
-    windows: Sequence[Array], chosen: npt.NDArray[np.int64], of: Callable[[Array], np.floating]
-) -> Array:
+def _resampled(windows: Sequence[Array], chosen: npt.NDArray[np.int64], of: Callable[[Array], Any]) -> Array:
     """The statistic (resamples,) of the chosen windows (resamples, draws), once for each set that occurs."""
     sets, places = np.unique(np.sort(chosen, axis=1), axis=0, return_inverse=True)
-    values = np.array([of(np.concatenate([windows[index] for index in indices])) for indices in sets])
+    values = np.array(
+        [of(np.concatenate([windows[i] for i in indices])) for indices in sets], dtype=np.float64
+    )
     return values[places.reshape(-1)]

@@ -188,8 +188,8 @@ class GpuBackend:
         self._profiles = manifest.profiles
         self._most_rows = max(batch for batch, _, _ in largest_shapes(manifest.profiles, options.max_batch))
         check_heads({head.name: (1, head.channels, 1, 1) for head in manifest.heads}, manifest.spec)
-        kernels = self._keep(kernels or Kernels(device))
-        self.executor = self._keep(executor or TensorRTExecutor(bundle, device))
+        loaded: Kernels = self._keep(kernels or Kernels(device))
+        self.executor: TensorRTExecutor = self._keep(executor or TensorRTExecutor(bundle, device))
         self._memory = plan_stream(
             manifest,
             options.max_batch,
@@ -211,7 +211,7 @@ class GpuBackend:
                 options.spin,
                 self._locked,
             )
-            lane = self._keep(Lane(self.executor, kernels, buffers, options.cuda_graph, options.max_graphs))
+            lane = self._keep(Lane(self.executor, loaded, buffers, options.cuda_graph, options.max_graphs))
             self._lanes.append(lane)
         self._upload_levels(levels)
         self._pool = LanePool(device, self._lanes)

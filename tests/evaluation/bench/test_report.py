@@ -43,7 +43,7 @@ def test_other_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
 @pytest.mark.parametrize("targets", [[], [{"target": "t", "wanted": "w", "found": "f", "verdict": "met"}]])
 def test_a_report_of_schema_1_is_compared_without_its_targets(tmp_path: Path, targets: list[Any]) -> None:
     report = made_up_report([made_up_entry("one", 1)])
-    old = report.to_json() | {"schema": 1}
+    old: dict[str, Any] = report.to_json() | {"schema": 1}
     old["entries"][0]["targets"] = targets
     path = tmp_path / "old.json"
     path.write_text(json.dumps(old))
