@@ -253,4 +253,4 @@ def test_the_engines_own_layers(tmp_path: Path, faults: Faults, capsys: pytest.C
     faults.refuse_plan = True
     done = CliRunner().invoke(app, ["inspect", str(bundle.path)])
     assert done.exit_code == 0, done.output
-    assert "does not tell what it made of them: TensorRT refuses the plan" in done.output.replace("\n", " ")
+    assert "those of the engine cannot be read: TensorRT refuses the plan" in done.output.replace("\n", " ")

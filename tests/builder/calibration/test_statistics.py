@@ -152,10 +152,10 @@ import resource, sys
 from pathlib import Path
 from centernet_trt.builder.calibration.images import find_images
 from centernet_trt.builder.prepare import Silence
-from centernet_trt.builder.quantise.int8 import Int8Options, calibrate
+from centernet_trt.builder.int8.quantise import Int8Options, calibrate
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants
-from centernet_trt.builder.passes.heads import keep_heads
+from centernet_trt.builder.graph.io import keep_heads
 from centernet_trt.builder.graph.load import load_model
 from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.runtime.presets import read_spec
