@@ -20,7 +20,7 @@ from centernet_trt.runtime.cuda.resources import Stream
 from centernet_trt.runtime.gpu.backend import GpuBackend
 from centernet_trt.runtime.gpu.kernels import Kernels
 from centernet_trt.runtime.manifest import Manifest, PlanRecord
-from centernet_trt.runtime.trt.context import TensorRTExecutor
+from centernet_trt.runtime.trt.context import TensorRTEngine
 
 DRIVER = "driver "
 """What the names of the driver's functions begin with."""
@@ -98,7 +98,7 @@ class NullKernels:
 
 
 class NullNetwork:
-    """In the place of `TensorRTExecutor` and of its contexts: it leaves the heads as they are."""
+    """In the place of `TensorRTEngine` and of its contexts: it leaves the heads as they are."""
 
     workspace_bytes = _ALIGNMENT
 
@@ -140,7 +140,7 @@ def null_backend(bundle: EngineBundle, options: GpuOptions, device: Device) -> G
     null_driver = isinstance(device.binding, NullDriver)
     kernels = cast(Kernels, NullKernels(device)) if null_driver else None
     return GpuBackend(
-        bundle, options, device, kernels, cast(TensorRTExecutor, NullNetwork(bundle.manifest, device))
+        bundle, options, device, kernels, cast(TensorRTEngine, NullNetwork(bundle.manifest, device))
     )
 
 

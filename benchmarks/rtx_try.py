@@ -27,7 +27,7 @@ from centernet_trt.runtime.cuda.device import Device, close_all
 from centernet_trt.runtime.gpu.buffers import tensor_bytes
 from centernet_trt.runtime.host.onnxruntime import OnnxRuntimeExecutor, allocate_heads
 from centernet_trt.runtime.trt import logging as trt_log
-from centernet_trt.runtime.trt.context import NetworkContext, TensorRTExecutor
+from centernet_trt.runtime.trt.context import NetworkContext, TensorRTEngine
 from centernet_trt.runtime.trt.inspector import EngineLayer, parse_layers
 
 STEPS = ("read", "deserialise", "inspect", "context", "run", "compare", "time", "graph", "layers", "done")
@@ -85,7 +85,7 @@ def attempt(bundle: EngineBundle, file: str, batch: int, progress: Progress, rul
     only = EngineBundle(bundle.path, bundle.manifest.model_copy(update={"plans": tuple(plans)}))
     with Device.open(0, "cuda-bindings") as device:
         progress.data["device"] = device_record(device)
-        executor: TensorRTExecutor = progress.step("deserialise", lambda: _load(only, device))
+        executor: TensorRTEngine = progress.step("deserialise", lambda: _load(only, device))
         try:
             progress.step("inspect", lambda: inspect_engine(executor.loaded.module, executor.loaded.engine))
             _run(only, executor, batch, progress, rules)
@@ -94,20 +94,20 @@ def attempt(bundle: EngineBundle, file: str, batch: int, progress: Progress, rul
     progress.step("done", dict)
 
 
-def _load(bundle: EngineBundle, device: Device) -> TensorRTExecutor:
+def _load(bundle: EngineBundle, device: Device) -> TensorRTEngine:
     """Load the bundle's only plan, whatever GPU it was built for: whether it runs here is left to TensorRT."""
     info, target = device.info, bundle.manifest.plans[0].target
     if target.startswith("sm_"):
         digits = int(target.removeprefix("sm_"))
         device.info = replace(info, capability=(digits // 10, digits % 10))
     try:
-        return TensorRTExecutor(bundle, device)
+        return TensorRTEngine(bundle, device)
     finally:
         device.info = info  # the measuring kernels are compiled for the GPU that is there
 
 
 def _run(
-    bundle: EngineBundle, executor: TensorRTExecutor, batch: int, progress: Progress, rules: TimingRules
+    bundle: EngineBundle, executor: TensorRTEngine, batch: int, progress: Progress, rules: TimingRules
 ) -> None:
     manifest, device = bundle.manifest, executor.device
     height, width = manifest.profile.height.opt, manifest.profile.width.opt
@@ -182,7 +182,7 @@ def _graph(timer: GpuTimer, context: NetworkContext, rules: TimingRules) -> dict
     return found
 
 
-def _layers(executor: TensorRTExecutor, batch: int, height: int, width: int) -> dict[str, Any]:
+def _layers(executor: TensorRTEngine, batch: int, height: int, width: int) -> dict[str, Any]:
     """Milliseconds of each layer by TensorRT's profiler, or why there are none."""
     try:
         return {"ms": profile_layers(executor, batch, height, width)}
@@ -191,7 +191,7 @@ def _layers(executor: TensorRTExecutor, batch: int, height: int, width: int) -> 
 
 
 def profile_layers(
-    executor: TensorRTExecutor, batch: int, height: int, width: int, runs: int = 20
+    executor: TensorRTEngine, batch: int, height: int, width: int, runs: int = 20
 ) -> dict[str, float]:
     """Mean milliseconds of all layers, in the order they ran, for `batch` images of height x width pixels, all zero.
 

@@ -41,7 +41,7 @@ from centernet_trt.runtime.host.decode import check_heads
 from centernet_trt.runtime.host.preprocess import level_table
 from centernet_trt.runtime.images import BgrImage
 from centernet_trt.runtime.profiles import largest_batch, largest_shapes
-from centernet_trt.runtime.trt.context import TensorRTExecutor
+from centernet_trt.runtime.trt.context import TensorRTEngine
 
 
 class LanePool:
@@ -139,7 +139,7 @@ class GpuBackend:
         options: GpuOptions,
         device: Device,
         kernels: Kernels | None = None,
-        executor: TensorRTExecutor | None = None,
+        executor: TensorRTEngine | None = None,
     ) -> None:
         """Take over a device; see `GpuBackend.load`.
 
@@ -180,16 +180,14 @@ class GpuBackend:
             device.close()
             raise
 
-    def _build(
-        self, bundle: EngineBundle, kernels: Kernels | None, executor: TensorRTExecutor | None
-    ) -> None:
+    def _build(self, bundle: EngineBundle, kernels: Kernels | None, executor: TensorRTEngine | None) -> None:
         options, device, manifest = self.options, self.device, bundle.manifest
         assert options.max_batch is not None
         self._profiles = manifest.profiles
         self._most_rows = max(batch for batch, _, _ in largest_shapes(manifest.profiles, options.max_batch))
         check_heads({head.name: (1, head.channels, 1, 1) for head in manifest.heads}, manifest.spec)
         loaded: Kernels = self._keep(kernels or Kernels(device))
-        self.executor: TensorRTExecutor = self._keep(executor or TensorRTExecutor(bundle, device))
+        self.executor: TensorRTEngine = self._keep(executor or TensorRTEngine(bundle, device))
         self._memory = plan_stream(
             manifest,
             options.max_batch,
@@ -199,7 +197,7 @@ class GpuBackend:
         )
         levels = level_table(manifest.spec.input).tobytes()
         self._levels = self._keep(device.allocate(len(levels)))
-        self._locked = PinnedImages(device)
+        self._pinned_images = PinnedImages(device)
         classes = {head.name: head.channels for head in manifest.heads}[manifest.spec.heads.heatmap.tensor]
         for _ in range(options.streams):
             buffers = StreamBuffers(
@@ -209,7 +207,7 @@ class GpuBackend:
                 self._levels.address,
                 classes,
                 options.spin,
-                self._locked,
+                self._pinned_images,
             )
             lane = self._keep(Lane(self.executor, loaded, buffers, options.cuda_graph, options.max_graphs))
             self._lanes.append(lane)
@@ -244,13 +242,13 @@ class GpuBackend:
     def memory(self) -> MemoryUse:
         """Bytes allocated, by purpose."""
         use = memory_use(self.options.streams, self._memory, self.executor.plan.bytes, self._levels.nbytes)
-        made = self._locked.nbytes
+        made = self._pinned_images.nbytes
         return replace(use, pinned=use.pinned | {"images of pinned_image()": made}) if made else use
 
     def pinned_image(self, height: int, width: int) -> BgrImage:
         """An uninitialised image (height, width, 3) uint8 in pinned memory; see `PinnedImages.make`."""
         self._pool.check_usable()
-        return self._locked.make(height, width)
+        return self._pinned_images.make(height, width)
 
     @property
     def max_batch(self) -> int:

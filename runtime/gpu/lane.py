@@ -28,7 +28,7 @@ from centernet_trt.runtime.gpu.kernels import (
 from centernet_trt.runtime.host.onnxruntime import allocate_heads
 from centernet_trt.runtime.profiles import batch_to_run
 from centernet_trt.runtime.spec import MAX_TOP_K, ModelSpec
-from centernet_trt.runtime.trt.context import TensorRTExecutor
+from centernet_trt.runtime.trt.context import TensorRTEngine
 
 STAGES = ("upload", "preprocess", "network", "decode", "download")
 
@@ -40,7 +40,7 @@ class Program:
     """The work of one input shape on one stream's buffers, independent of the images' sizes and the thresholds."""
 
     def __init__(
-        self, key: ProgramKey, executor: TensorRTExecutor, kernels: Kernels, buffers: StreamBuffers
+        self, key: ProgramKey, executor: TensorRTEngine, kernels: Kernels, buffers: StreamBuffers
     ) -> None:
         """Bind the network to the shape.
 
@@ -163,7 +163,7 @@ class Lane:
 
     def __init__(
         self,
-        executor: TensorRTExecutor,
+        executor: TensorRTEngine,
         kernels: Kernels,
         buffers: StreamBuffers,
         cuda_graph: bool,

@@ -1,4 +1,4 @@
-"""TensorRTExecutor: a plan on one GPU. NetworkContext: an execution context bound to an input shape."""
+"""TensorRTEngine: a plan on one GPU. NetworkContext: an execution context bound to an input shape."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from centernet_trt.runtime.trt import logging as trt_log
 from centernet_trt.runtime.trt.engine import KernelCache, LoadedPlan, failure, load_engine
 
 
-class TensorRTExecutor:
+class TensorRTEngine:
     """A bundle's plan on one GPU. `context` binds the network to an input shape and device addresses.
 
     Attributes:
@@ -106,13 +106,13 @@ class NetworkContext:
 
     def __init__(
         self,
-        executor: TensorRTExecutor,
+        executor: TensorRTEngine,
         shape: tuple[int, int, int],
         addresses: Mapping[str, int],
         workspace: int,
         stream: Stream,
     ) -> None:
-        """Use `TensorRTExecutor.context`."""
+        """Use `TensorRTEngine.context`."""
         self._executor = executor
         self._module = executor.loaded.module
         batch, height, width = shape

@@ -24,7 +24,7 @@ from centernet_trt.runtime.gpu.ops import GpuOps
 from centernet_trt.runtime.host.decode import decode
 from centernet_trt.runtime.host.onnxruntime import allocate_heads
 from centernet_trt.runtime.host.preprocess import preprocess
-from centernet_trt.runtime.trt.context import NetworkContext, TensorRTExecutor
+from centernet_trt.runtime.trt.context import NetworkContext, TensorRTEngine
 from centernet_trt.runtime.trt.engine import load_engine
 
 pytestmark = ON_STANDIN
@@ -85,22 +85,22 @@ def test_a_name_that_tensorrt_11_removed_fails_there(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An executor that asked for the memory by the old name would work on 10 alone."""
-    current = TensorRTExecutor.__init__
+    current = TensorRTEngine.__init__
 
-    def old(self: TensorRTExecutor, bundle: EngineBundle, on: Device) -> None:
+    def old(self: TensorRTEngine, bundle: EngineBundle, on: Device) -> None:
         current(self, bundle, on)
         self.workspace_bytes = int(self.loaded.engine.device_memory_size)
 
-    monkeypatch.setattr(TensorRTExecutor, "__init__", old)
+    monkeypatch.setattr(TensorRTEngine, "__init__", old)
     for version, works in (("10.13.3.9", True), ("11.0.0.1", False)):
         options = {"flavour": "tensorrt", "version": version, "target": "current"}
         bundle = bundle_of(tmp_path / version, **options)
         with world(tmp_path, "tensorrt", version):
             if works:
-                TensorRTExecutor(bundle, device).close()
+                TensorRTEngine(bundle, device).close()
                 continue
             with pytest.raises(AttributeError, match="device_memory_size"):
-                TensorRTExecutor(bundle, device)
+                TensorRTEngine(bundle, device)
             gc.collect()
 
 
@@ -132,7 +132,7 @@ def test_a_plan_with_other_tensors(tmp_path: Path, faults: Faults, device: Devic
 def test_the_network_on_buffers_of_its_caller(tmp_path: Path, faults: Faults, device: Device) -> None:
     """Contexts of several shapes share one workspace and the same tensors, as the lane's programs do, turn by turn."""
     bundle = bundle_of(tmp_path)
-    executor, stream, spec = TensorRTExecutor(bundle, device), device.stream(), bundle.manifest.spec
+    executor, stream, spec = TensorRTEngine(bundle, device), device.stream(), bundle.manifest.spec
     pinned, workspace = device.allocate_pinned(1 << 20), device.allocate(executor.workspace_bytes)
     memory = {name: device.allocate(1 << 19) for name in ("image", "hm", "wh", "reg")}
     addresses = {name: buffer.address for name, buffer in memory.items()}
@@ -165,7 +165,7 @@ def test_the_network_on_buffers_of_its_caller(tmp_path: Path, faults: Faults, de
 
 
 def test_what_the_network_cannot_be_bound_to(tmp_path: Path, faults: Faults, device: Device) -> None:
-    executor, stream = TensorRTExecutor(bundle_of(tmp_path), device), device.stream()
+    executor, stream = TensorRTEngine(bundle_of(tmp_path), device), device.stream()
     workspace = device.allocate(executor.workspace_bytes)
     memory = {name: device.allocate(1 << 19) for name in ("image", "hm", "wh", "reg")}
     addresses = {name: buffer.address for name, buffer in memory.items()}

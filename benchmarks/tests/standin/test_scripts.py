@@ -27,7 +27,7 @@ from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.cuda.device import Device
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.gpu.kernels import Kernels
-from centernet_trt.runtime.trt.context import TensorRTExecutor
+from centernet_trt.runtime.trt.context import TensorRTEngine
 
 pytestmark = ON_STANDIN
 
@@ -208,7 +208,7 @@ def test_results_have_one_form(device: Device) -> None:
 
 
 def test_times_of_the_layers(tmp_path: Path, faults: Faults, device: Device) -> None:
-    executor = TensorRTExecutor(tiny(tmp_path), device)
+    executor = TensorRTEngine(tiny(tmp_path), device)
     before = device.open_resources
     assert profile_layers(executor, 2, 64, 96, runs=3) == {"hm": 0.25, "wh": 0.25, "reg": 0.25}
     assert device.open_resources == before
