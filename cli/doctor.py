@@ -49,7 +49,14 @@ def try_onnxruntime() -> str:
 
 
 def try_tensorrt(name: FlavourName) -> str:
-    """Compile a convolution with this flavour; what was built. Raises BackendError when it cannot."""
+    """Compile a convolution with a flavour of TensorRT.
+
+    Returns:
+        What was built.
+
+    Raises:
+        BackendError: it fails, or TensorRT is not installed.
+    """
     profile = ProfileRecord(
         batch=ShapeRange.parse("1"), height=ShapeRange.parse("8"), width=ShapeRange.parse("8")
     )
