@@ -49,7 +49,13 @@ class BuildOptions:
     command: str | None = None
 
     def resolve_profiles(self, spec: ModelSpec) -> tuple[ProfileRecord, ...]:
-        """The input shapes to build for, every range filled in from the spec.
+        """Fill in every range of the requested profiles.
+
+        Args:
+            spec: its size rule gives the possible heights and widths.
+
+        Returns:
+            The input shapes to build for.
 
         Raises:
             InputError: a range does not fit the spec, or a profile is repeated.

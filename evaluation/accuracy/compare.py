@@ -11,6 +11,7 @@ import numpy.typing as npt
 from centernet_trt.errors import InputError
 from centernet_trt.evaluation.accuracy.agreement import Agreement, agreement
 from centernet_trt.evaluation.accuracy.tensor_error import ErrorSum, TensorError
+from centernet_trt.runtime.backend import Heads
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.geometry import place
@@ -22,8 +23,6 @@ from centernet_trt.runtime.manifest import Manifest, Precision
 from centernet_trt.runtime.spec import ModelSpec
 
 __all__ = ["Comparison", "DecodeDifference", "Side", "bundle_side", "check_classes", "graph_side", "verify"]
-
-Heads = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)

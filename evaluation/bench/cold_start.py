@@ -13,12 +13,13 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from centernet_trt.errors import BackendError
 
 if TYPE_CHECKING:
     from centernet_trt.evaluation.bench.timing import BackendName
+    from centernet_trt.runtime.host.onnxruntime import Mode
 
 # Run as a module, this file is imported before anything heavy: the clock starts here.
 _BEGAN = time.perf_counter()
@@ -73,7 +74,7 @@ def main(bundle: str, image: str, mode: str, threads: str, backend: str, device:
     imported = time.perf_counter()
     pixels = read_image(Path(image))
     marks = [time.perf_counter()]
-    chosen: Literal["fast", "faithful"] = "faithful" if mode == "faithful" else "fast"
+    chosen: Mode = "faithful" if mode == "faithful" else "fast"
     on: BackendName = "tensorrt" if backend == "tensorrt" else "onnxruntime"
     number = int(threads) or None
     with Detector.load(bundle, backend=on, mode=chosen, threads=number, device=device) as detector:
