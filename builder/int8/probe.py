@@ -1,7 +1,7 @@
 """Measure what single layers cost in int8: the order in which the search takes them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto
@@ -10,6 +10,7 @@ from centernet_trt.builder.calibration.thresholds import Method
 from centernet_trt.builder.int8.detection_loss import DetectionLoss, LossEvaluator
 from centernet_trt.builder.int8.layers import Unit
 from centernet_trt.builder.int8.placement import place
+from centernet_trt.progress import Progress
 
 __all__ = ["Means", "Probe", "Thresholds", "predicted_loss", "probe_units"]
 
@@ -56,7 +57,7 @@ def probe_units(
     evaluator: LossEvaluator,
     methods: Sequence[Method],
     means: Means,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Probe]:
     """Measure each unit alone in int8, by the first method, and by the others where that costs much.
 
