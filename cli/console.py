@@ -105,7 +105,7 @@ def progress_bar() -> Iterator[Progress]:
 
 
 class BuildProgress:
-    """Shows the stages of a build (a `builder.prepare.Reporter`)."""
+    """Shows the stages of a build (a `builder.progress.BuildReporter`)."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
