@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from centernet_trt.errors import BackendError
 
 if TYPE_CHECKING:
-    from centernet_trt.evaluation.bench.timing import BackendName
+    from centernet_trt.evaluation.bench.timing import ChosenBackend
     from centernet_trt.runtime.host.onnxruntime import Mode
 
 # Run as a module, this file is imported before anything heavy: the clock starts here.
@@ -31,7 +31,7 @@ def cold_start(
     mode: str,
     threads: int | None,
     rounds: int = 3,
-    backend: "BackendName" = "onnxruntime",
+    backend: "ChosenBackend" = "onnxruntime",
     device: int | str = 0,
 ) -> list[dict[str, float]]:
     """Seconds by part, as the module describes them, for each of several new interpreters.
@@ -75,7 +75,7 @@ def main(bundle: str, image: str, mode: str, threads: str, backend: str, device:
     pixels = read_image(Path(image))
     marks = [time.perf_counter()]
     chosen: Mode = "faithful" if mode == "faithful" else "fast"
-    on: BackendName = "tensorrt" if backend == "tensorrt" else "onnxruntime"
+    on: ChosenBackend = "tensorrt" if backend == "tensorrt" else "onnxruntime"
     number = int(threads) or None
     with Detector.load(bundle, backend=on, mode=chosen, threads=number, device=device) as detector:
         marks.append(time.perf_counter())

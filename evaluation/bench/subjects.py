@@ -19,7 +19,7 @@ from centernet_trt.evaluation.bench.stages import EventTimer, StageTimer, WallTi
 from centernet_trt.evaluation.bench.throughput import BenchImage, Served
 from centernet_trt.evaluation.bench.timing import (
     WHOLE,
-    BackendName,
+    ChosenBackend,
     CacheState,
     InputKind,
     Now,
@@ -74,7 +74,7 @@ class BenchOptions:
     """
 
     rules: TimingRules = field(default_factory=TimingRules)
-    backend: BackendName = "onnxruntime"
+    backend: ChosenBackend = "onnxruntime"
     loads: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (1, 4))
     in_flight: tuple[int, ...] = (8,)
     cold_rounds: int = 3

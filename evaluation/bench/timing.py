@@ -12,7 +12,9 @@ from centernet_trt.progress import Progress
 Now = Callable[[], float]
 """A monotonic clock's reading in seconds: `time.perf_counter`, or a test's own."""
 
-BackendName = Literal["onnxruntime", "tensorrt"]
+ChosenBackend = Literal["onnxruntime", "tensorrt"]
+"""Where the network runs, once `auto` is resolved."""
+
 CacheState = Literal["warm", "cold"]
 """State of the GPU's L2 cache when a call begins: as it is, or flushed."""
 InputKind = Literal["pageable", "pinned", "device"]
