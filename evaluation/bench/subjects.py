@@ -19,8 +19,8 @@ from centernet_trt.evaluation.bench.stages import EventTimer, StageTimer, WallTi
 from centernet_trt.evaluation.bench.throughput import BenchImage, Served
 from centernet_trt.evaluation.bench.timing import (
     WHOLE,
-    ChosenBackend,
     CacheState,
+    ChosenBackend,
     InputKind,
     Now,
     Sample,
