@@ -84,7 +84,7 @@ def test_a_tensorrt_that_is_too_old(tmp_path: Path, device: Device) -> None:
 def test_a_name_that_tensorrt_11_removed_fails_there(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An executor that asked for the memory by the old name would work on 10 alone."""
+    """An executor that uses the old name of the memory query would work on 10 alone."""
     current = TensorRTExecutor.__init__
 
     def old(self: TensorRTExecutor, bundle: EngineBundle, on: Device) -> None:
