@@ -1,4 +1,4 @@
-"""The whole way on a real GPU with a real TensorRT: a bundle built here, against the ONNX Runtime backend.
+"""The whole pipeline on a real GPU with a real TensorRT: a bundle built here, compared with ONNX Runtime.
 
 Not for the stand-in driver: TensorRT talks to the real one. What the stand-in can check is in tests/standin.
 """

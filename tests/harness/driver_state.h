@@ -33,8 +33,8 @@ int setting(const char* name, int otherwise) {
 int device_count() { return setting("STANDIN_DEVICES", 1); }
 int architecture() { return setting("STANDIN_ARCHITECTURE", 90); }
 
-// A file that is there while this process runs, empty, and afterwards if there were faults, which are then in it: how whoever
-// started the process, and does not see its exit code, knows that the check for leaks was made. Empty where not wanted.
+// Path of a file that exists, empty, while this process runs, and afterwards only if there were faults, which it then lists. A
+// parent that does not see the exit code learns from it that the check for leaks was made. Empty if not wanted.
 std::string ending;
 
 void note_start() {
@@ -99,7 +99,7 @@ void PyEval_RestoreThread(void*) __attribute__((weak));
 
 // The driver's lock. The thread that runs the queued work holds it, and that work may be Python's (the fake of TensorRT), which
 // needs the GIL. PyCUDA makes many calls with the GIL held: one that has to wait here lets it go, or the two would wait for
-// each other. NVIDIA's driver calls nobody back under a lock, so this is the stand-in's matter alone.
+// each other. NVIDIA's driver makes no callbacks under a lock, so only the stand-in needs this.
 struct Lock {
     std::unique_lock<std::recursive_mutex> held{device().mutex, std::try_to_lock};
     Lock() {

@@ -43,7 +43,7 @@ inline void fault(const std::string& what) {
 }
 
 const unsigned char CANARY = 0xcb;
-const unsigned char POISON = 0xff;  // NaN as floats: reading memory that nobody wrote shows
+const unsigned char POISON = 0xff;  // NaN as floats: reading unwritten memory shows
 
 inline const char* name_of(Kind kind) { return kind == Kind::device ? "device" : "pinned"; }
 
@@ -103,7 +103,7 @@ inline Allocation* find(uintptr_t address) {
     return address <= (uintptr_t)a.data + a.size ? &a : nullptr;
 }
 
-// Whether the range lies in locked memory of the caller's own.
+// Whether the range is inside memory that the caller locked.
 inline bool locked(uintptr_t address, size_t size) {
     auto after = memory().locked.upper_bound(address);
     if (after == memory().locked.begin()) return false;

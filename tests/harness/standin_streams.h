@@ -127,7 +127,7 @@ inline int enqueue(Stream& stream, std::string name, std::function<void()> run) 
     return SUCCESS;
 }
 
-// Calls that CUDA forbids while a capture is under way: any, for a capture of mode GLOBAL; the capturing thread's own, for
+// Calls that CUDA forbids during a capture: any, for a capture of mode GLOBAL; the capturing thread's own, for
 // THREAD_LOCAL. The capture is lost.
 inline int forbidden_in_capture() {
     int status = SUCCESS;

@@ -1,1 +1,1 @@
-"""What the tests share: reference networks, writers of files, the stand-in driver and the fake TensorRT."""
+"""Shared by the tests: reference networks, file writers, the stand-in driver and the fake TensorRT."""

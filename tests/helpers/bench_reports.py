@@ -1,4 +1,4 @@
-"""Benchmark reports whose samples are drawn from known distributions: for tests of everything behind the clock."""
+"""Benchmark reports with samples from known distributions, for tests of everything but the timing itself."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Graphs and files that cannot be built, each with words that its error must have."""
+"""Graphs and files that cannot be built, each with the words that its error must have."""
 
 from collections.abc import Callable
 from pathlib import Path

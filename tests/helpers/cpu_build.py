@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources with g++ through the CPU harness; results are kept by the hash of all that went in."""
+"""Compile the CUDA sources with g++ through the CPU harness; results are cached by the hash of all inputs."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""A machine for the kernels that needs no GPU: the same sources compiled by g++, run by the harness in a process."""
+"""CpuMachine: run the kernels without a GPU, compiled by g++, in a process of the harness."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""Single deformable convolutions with random numbers, as ONNX graphs, and how far two outputs lie apart."""
+"""Single deformable convolutions with random weights as ONNX graphs, and the distance of two outputs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A machine for the kernels behind cuda-bindings: a real GPU, or the stand-in driver."""
+"""DriverMachine: run the kernels through cuda-bindings, on a real GPU or the stand-in driver."""
 
 import ctypes
 from typing import Any

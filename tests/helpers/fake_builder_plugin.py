@@ -1,4 +1,4 @@
-"""A pytest plugin that lets the device tests with TensorRT run on the stand-in driver: `build` writes a plan of the fake.
+"""A pytest plugin with which the device tests of TensorRT run on the stand-in: `build` writes a plan of the fake.
 
 For a dry run of tests/gpu/test_detector.py; what is then tested is that file, more than the product.
 """

@@ -1,4 +1,4 @@
-"""Bundles whose plan the fake of TensorRT loads."""
+"""Bundles whose plan the fake TensorRT loads."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -81,7 +81,7 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
 
 @dataclass
 class Faults:
-    """What the fake shall do wrong from now on, and what it saw the caller do wrong."""
+    """Failures that the fake is to produce from now on, and misuse by the caller that it saw."""
 
     refuse_enqueue: int = 0  # so many times, after `skip_enqueues`
     skip_enqueues: int = 0
@@ -473,7 +473,7 @@ def is_10(module: Any) -> bool:
 def make_module(flavour: str, version: str) -> ModuleType:
     """The module of one flavour; the last one made is the one that answers.
 
-    What TensorRT 11 removed is there when it plays 10, and not when it plays 11: whoever uses it fails.
+    What TensorRT 11 removed is there when it plays 10, and not when it plays 11, so that using it fails.
     """
     made: Any = ModuleType("tensorrt_rtx" if flavour == "rtx" else "tensorrt")
     made.__version__, made.flavour = version, flavour

@@ -1,4 +1,4 @@
-"""The graphs that the builder is shown to take: the tiny CenterNet as exporters and users make it."""
+"""Graphs that the builder accepts: the tiny CenterNet as exporters and users make it."""
 
 import logging
 from collections.abc import Callable, Iterator

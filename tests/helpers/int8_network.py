@@ -1,4 +1,4 @@
-"""A small CenterNet with every kind of layer that int8 knows, its weights random, and pictures for it."""
+"""A small CenterNet with every kind of layer that int8 supports, random weights, and images for it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Runs the two kernels on any machine that offers memory and launches, and holds the results to the host's own."""
+"""Run the two kernels on any machine with memory and launches, and compare the results with the host."""
 
 import ctypes
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The official CenterNet inference around a network, written again in NumPy: the oracle of end-to-end tests.
+"""The official CenterNet inference around a network, rewritten in NumPy: the oracle of end-to-end tests.
 
 Described by the official code's `detectors/ctdet.py`, `models/decode.py` and `utils/post_process.py` in keep_res mode,
 without flip and without soft-NMS.

@@ -1,4 +1,4 @@
-"""Writes files as torch.save does, opcode by opcode, without PyTorch; and files that attack their reader."""
+"""Write files as torch.save does, opcode by opcode, without PyTorch; and files that attack their reader."""
 
 import io
 import struct

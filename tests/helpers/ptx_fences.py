@@ -1,4 +1,4 @@
-"""Where the fences of the hand-over lie in the PTX of decode: what a one-thread harness cannot judge."""
+"""Find the fences of the hand-over in the PTX of decode, which a one-thread harness cannot check."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Builds the stand-in libcuda.so.1 and gives the environment in which a process finds it instead of NVIDIA's."""
+"""Build the stand-in libcuda.so.1, and the environment in which a process loads it instead of NVIDIA's."""
 
 import hashlib
 import os

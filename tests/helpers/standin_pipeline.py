@@ -1,4 +1,4 @@
-"""What the pipeline's tests on the stand-in driver share: the fake TensorRT in place, counters, the end's checks."""
+"""Shared by the tests on the stand-in driver: the fake TensorRT in place, call counters, checks at the end."""
 
 import ctypes
 import importlib.util
@@ -64,7 +64,7 @@ def counted() -> Iterator[list[Counts]]:
 
 @contextmanager
 def world(folder: Path, flavour: str = "rtx", version: str | None = None) -> Iterator[fake_tensorrt.Faults]:
-    """The fake in the place of TensorRT. At the end nothing of it may be alive, and nobody may have misused anything."""
+    """Put the fake in place of TensorRT. At the end none of its objects may be alive, and none may have been misused."""
     with pytest.MonkeyPatch.context() as patch:
         faults = fake_tensorrt.Faults()
         patch.setattr(fake_tensorrt, "FAULTS", faults)

@@ -1,4 +1,4 @@
-"""Work in many threads at once."""
+"""Run a function in many threads at once."""
 
 import threading
 from collections.abc import Callable

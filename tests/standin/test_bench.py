@@ -99,7 +99,7 @@ def test_a_host_that_comes_late_is_noticed_and_the_hold_grows(device: Device) ->
         timer.start()
         timer.mark("work")
         timer.seal()
-        timer.stream.synchronize()  # after the seal nobody is late
+        timer.stream.synchronize()  # after the seal the host is never late
         timer.finish()
         assert timer.late == 2
 
