@@ -23,7 +23,7 @@ def check_owner(owner: int, what: str) -> None:
     here = os.getpid()
     if here != owner:
         raise BackendError(
-            f"{what} was made in process {owner} and cannot be used in process {here}, its fork",
+            f"{what} was made in process {owner} and cannot be used in its fork {here}",
             "load it after the fork, in each process, or start the processes with the method 'spawn'",
         )
 

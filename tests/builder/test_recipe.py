@@ -43,7 +43,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     [
         ("[build]", "[buidl]", "buidl"),
         ('batch = "1:2:4"', 'batch = "4:2:1"', "build.batch: .*not ordered"),
-        ('preset = "official"', 'preset = "ofical"', r"\[spec\] of the recipe .*'ofical'"),
+        ('preset = "official"', 'preset = "ofical"', r"'ofical', which \[spec\] of the recipe"),
         ('preset = "official"', 'preset = "official"\ntopk = 3', "topk"),
         ("[model]", "[model", "not valid TOML"),
         ('licence = "mine"', "", "model.licence: Field required"),

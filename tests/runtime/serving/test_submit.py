@@ -199,7 +199,7 @@ with Detector.load(sys.argv[2], threads=int(sys.argv[3])) as detector:
             try:
                 call(scene())
             except BackendError as error:
-                assert "which was forked from it" in error.message, error
+                assert "cannot be used in its fork" in error.message, error
                 assert "spawn" in error.hint, error
             else:
                 sys.exit(4)
