@@ -7,7 +7,7 @@ import pytest
 
 from centernet_trt.errors import BackendError, CudaError
 from centernet_trt.runtime.cuda.binding import DriverError
-from centernet_trt.runtime.gpu.backend import LanePool
+from centernet_trt.runtime.gpu.lane_pool import LanePool
 
 LONG = 30.0
 
