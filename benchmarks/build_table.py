@@ -113,13 +113,13 @@ def build_table(result: dict[str, Any]) -> str:
         f"{', '.join(versions)}; {machine['cpu']}, {machine['cores']} cores, no GPU. {' '.join(SIZE)}; random weights.",
         f"The machine was shared: before a build, {min(loads)} to {max(loads)} processes were running or waiting "
         + "(load average), so wall times are upper bounds.",
-        "Whole build: all that `centernet-trt build` does, reading, checks and comparison with the source included.",
+        "Whole build: everything that `centernet-trt build` does, with reading, checks and the comparison with the source.",
         "Peak: resident memory of that process, TensorRT's own included.",
     ]
     if shares:
         images = sorted({row["images"] for row in rows if "images" in row})
         said += [
-            f"int8: `--calibration {_CALIBRATION}` ({' or '.join(map(str, images))} pictures), `--every-layer`, so "
+            f"int8: `--calibration {_CALIBRATION}` ({' or '.join(map(str, images))} images), `--every-layer`, so "
             + f"without the search; {min(shares):.1%} to {max(shares):.1%} of the multiply-adds are int8."
         ]
     said.append("The plans were built, not run: there was no GPU.")
@@ -170,7 +170,7 @@ def main() -> None:
     )
     parser.add_argument("--arch", nargs="*", default=list(ARCHITECTURES))
     parser.add_argument("--precision", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
-    parser.add_argument("--calibration", type=Path, help="images for int8; the pictures that ship otherwise")
+    parser.add_argument("--calibration", type=Path, help="images for int8 (default: those that ship)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result: dict[str, Any] = {"rows": [], "environment": environment().to_json()}
