@@ -1,11 +1,11 @@
-"""Writes the measured parts of README.md and docs/*.md from the JSON files in benchmarks/results/.
+"""Render the measured parts of README.md and docs/*.md from the JSON files in benchmarks/results/.
 
-    python benchmarks/render.py [--picture]
+    python benchmarks/render.py [--plots]
 
-docs/performance.md is written whole. In the other pages a part stands between two comments that name it; what is around
-them is written by hand. Who writes the JSON: `bench-*`, `compare-*` by `centernet-trt bench`, `eval-*`, `tta` by `eval`,
-`verify-*` by `verify`, `gpu-*` by `make gpu-bench`, the others by the scripts here. Some scripts no longer exist: their
-results are records (`planted-*`, `host`, `calibration`, `deformable`).
+docs/performance.md is generated as a whole; in the other pages, the parts between two comments that name them. The JSON is written
+by `centernet-trt bench` (`bench-*`, `compare-*`), `eval` (`eval-*`), `verify` (`verify-*`), `make gpu-bench` (`gpu-*`) and the scripts
+here. Results of scripts that no longer exist are kept as records (`planted-*`, `host`, `calibration`, `deformable`,
+`augmentation`).
 """
 
 import argparse
@@ -28,13 +28,13 @@ from centernet_trt.evaluation.environment import STANDIN_NAME
 from centernet_trt.evaluation.model_table import markdown_page, model_table
 from centernet_trt.evaluation.tables import Table, text_table
 
-PICTURE = "images/performance.png"
+PLOTS = "images/performance.png"
 """Beside docs/performance.md."""
 _HEAD = """# Performance and accuracy, as measured
 
-Made by `python benchmarks/render.py` from the JSON files in [benchmarks/results](../benchmarks/results), which hold every
-sample, command and version: no figure on this page was typed. Times are of the machine that each part names; all were taken
-without a GPU unless the part says so.
+Made by `python benchmarks/render.py` from the JSON files in [benchmarks/results](../benchmarks/results), with every
+sample, command and version; no figure on this page is typed by hand. Times are of the machine that each part names; all were
+taken without a GPU unless the part says otherwise.
 """
 
 
@@ -42,16 +42,16 @@ def performance(results: Path) -> str:
     """docs/performance.md.
 
     Raises:
-        InputError: a file is damaged, or the folder is not there.
+        InputError: a file is damaged, or the folder is missing.
     """
     if not results.is_dir():
         raise InputError(f"there is no folder {results}", "give --results")
     parts = {
         "Accuracy": _accuracy,
-        "Is it still the same model?": _verified,
+        "Agreement with the source": _verified,
         "Time": _times,
         "On a GPU": _on_gpu,
-        "What the benchmark can tell apart": _told_apart,
+        "Resolution of the benchmark": _resolution,
         "The host decode beside the official one": _host,
         "Calibration": _calibration,
     }
@@ -102,7 +102,7 @@ def _verified(results: Path) -> Iterable[str]:
     if rows:
         columns = (
             "bundle",
-            "held against",
+            "compared with",
             "worst SQNR of a head",
             "F1",
             "drop in AP (95 %)",
@@ -118,7 +118,7 @@ def _noise(head: Mapping[str, Any]) -> float:
 def _times(results: Path) -> Iterable[str]:
     for place, (path, report) in enumerate(_reports(results, "bench-")):
         if place == 0:
-            yield f"![Latencies, stages, precisions, throughput]({PICTURE})\n"
+            yield f"![Latencies, stages, precisions, throughput]({PLOTS})\n"
         yield f"{_link(path)}: {_machine(report.environment)}, {report.created}.\n"
         yield f"{overview(report).markdown()}\n"
         yield from _warnings(report)
@@ -129,12 +129,12 @@ def _warnings(report: BenchReport) -> Iterable[str]:
         yield "\n".join(f"- {text}" for text in found) + "\n"
 
 
-def _told_apart(results: Path) -> Iterable[str]:
+def _resolution(results: Path) -> Iterable[str]:
     for path, report in _reports(results, "planted-"):
         rows = [row for row in compare_entries(report).rows if row.what == "whole"]
         yield (
-            f"{_link(path)}: one bundle three times, interleaved: as it is, again, and with every stage of its pipeline "
-            "lengthened by a tenth.\n"
+            f"{_link(path)}: one bundle three times, interleaved: unchanged, unchanged again (any verdict but no difference is a "
+            "false alarm), and with every stage of its pipeline lengthened by a tenth.\n"
         )
         shown = [
             (
@@ -158,7 +158,7 @@ def _told_apart(results: Path) -> Iterable[str]:
 
 
 def host_table(data: Mapping[str, Any]) -> Table:
-    """The host decode beside PyTorch's."""
+    """The host decode compared with PyTorch's."""
     rows = [
         (row["map"], f"{row['ours_ms']:.1f} ms", f"{row['official_torch_ms']:.1f} ms", f"{row['ratio']:.1f}")
         for row in data["decode"]
@@ -195,7 +195,7 @@ def _on_gpu(results: Path) -> Iterable[str]:
         data = read_json(path)
         kind = data.get("kind") if isinstance(data, dict) else None
         if not isinstance(kind, str) or kind not in _GPU_PARTS:
-            raise InputError(f"{path} is no result of a GPU: its kind is {kind!r}", "measure it again")
+            raise InputError(f"{path} is not a result of a GPU: its kind is {kind!r}", "measure it again")
         yield f"### {path.stem}\n\n{_link(path)}\n\n```sh\n{data['command']}\n```\n"
         yield _GPU_PARTS[kind](path, data)
 
@@ -234,7 +234,7 @@ def verified_table(data: Mapping[str, Any]) -> str:
 
 
 def deformable_table(data: Mapping[str, Any]) -> str:
-    """What the form in standard operators costs, beside ONNX Runtime's DeformConv."""
+    """Cost of deformable convolution in standard operators, compared with ONNX Runtime's DeformConv."""
     random, large = data["random_layers"], data["large_layer"]
     rows = [
         (f"{random['count']} random layers, 13 x 12 cells", f"{random['error']:.1e}", "", "", ""),
@@ -267,7 +267,7 @@ def _megabytes(count: int) -> str:
 
 
 def host_overhead_table(data: Mapping[str, Any]) -> str:
-    """What a call costs on the host, in short."""
+    """Cost of each call on the host."""
     rows = [
         (
             cost["call"],
@@ -306,11 +306,11 @@ PARTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], str]]]] = {
         "augmentation": ("augmentation.json", augmentation_table),
     },
 }
-"""Page -> name of a part -> its file in benchmarks/results/ (empty for a part made of the code) and what writes it."""
+"""Page -> name of a part -> its file in benchmarks/results/ (empty for a part made from the code) and what renders it."""
 
 
 def filled(text: str, name: str, part: str) -> str:
-    """The page with one of its parts made anew.
+    """Replace one part of a page.
 
     Raises:
         InputError: the page lacks the two comments of the part.
@@ -318,8 +318,8 @@ def filled(text: str, name: str, part: str) -> str:
     begin, end = f"<!-- {name}: measured -->\n", f"<!-- {name}: end -->\n"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise InputError(
-            f"the page does not hold the lines {begin.strip()!r} and {end.strip()!r}, once each",
-            "write them where the measured part belongs",
+            f"expected the lines {begin.strip()!r} and {end.strip()!r} in the page, once each",
+            "write them where the generated part belongs",
         )
     return f"{text.split(begin)[0]}{begin}{part}{end}{text.split(end)[1]}"
 
@@ -328,7 +328,7 @@ def check_real(results: Path) -> None:
     """Refuse results of the stand-in driver.
 
     Raises:
-        InputError: there is one.
+        InputError: there are some.
     """
     for path in results.glob("gpu-*.json"):
         data = read_json(path)
@@ -337,7 +337,7 @@ def check_real(results: Path) -> None:
             raise InputError(f"{path} was measured on the stand-in driver", "delete it")
 
 
-def write_picture(results: Path, target: Path) -> None:
+def write_plots(results: Path, target: Path) -> None:
     """Draw the first benchmark report as PNG."""
     from centernet_trt.evaluation.bench.html import whole_figure, write_png
 
@@ -345,11 +345,11 @@ def write_picture(results: Path, target: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write all pages; the picture on request, since matplotlib's bytes differ from version to version."""
+    """Write all pages; the plots only with --plots, because matplotlib's bytes differ between versions."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--picture", action="store_true", help=f"draw docs/{PICTURE} too")
+    parser.add_argument("--plots", action="store_true", help=f"draw docs/{PLOTS} too")
     options = parser.parse_args(arguments)
     check_real(RESULTS)
     (ROOT / "docs" / "performance.md").write_text(performance(RESULTS), encoding="utf-8")
@@ -358,8 +358,8 @@ def main(arguments: list[str] | None = None) -> None:
         for name, (file, write) in parts.items():
             text = filled(text, name, write(read_json(RESULTS / file) if file else None))
         (ROOT / page).write_text(text, encoding="utf-8")
-    if options.picture:
-        write_picture(RESULTS, ROOT / "docs" / PICTURE)
+    if options.plots:
+        write_plots(RESULTS, ROOT / "docs" / PLOTS)
 
 
 if __name__ == "__main__":
