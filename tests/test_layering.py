@@ -142,7 +142,17 @@ def test_folders_stay_small() -> None:
 
 @pytest.mark.parametrize("module", ["centernet_trt", "centernet_trt.runtime", "centernet_trt.cli.app"])
 def test_heavy_packages_are_imported_where_they_are_used(module: str) -> None:
-    heavy = ("tensorrt", "tensorrt_rtx", "onnxruntime", "matplotlib", "pycuda", "cuda", "torch", "PIL")
+    heavy = (
+        "onnx",
+        "tensorrt",
+        "tensorrt_rtx",
+        "onnxruntime",
+        "matplotlib",
+        "pycuda",
+        "cuda",
+        "torch",
+        "PIL",
+    )
     code = f"import sys, {module}; print(*(m for m in {heavy!r} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -15,8 +15,8 @@ from onnx import ModelProto
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from centernet_trt._version import __version__
+from centernet_trt.builder.calibration.histogram import Histogram
 from centernet_trt.builder.calibration.images import CalibrationImages
-from centernet_trt.builder.calibration.statistics import Histogram
 from centernet_trt.builder.calibration.thresholds import (
     METHODS,
     Method,

@@ -1,12 +1,13 @@
 """Run a graph over calibration images: ranges, then histograms."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, helper
 
+from centernet_trt.builder.calibration.histogram import Histogram
 from centernet_trt.builder.calibration.images import CalibrationImage
 from centernet_trt.builder.graph import edit as g
 from centernet_trt.builder.graph.shapes import element_types, open_session
@@ -18,10 +19,8 @@ from centernet_trt.runtime.images import BgrImage
 from centernet_trt.runtime.spec import InputSpec
 
 __all__ = [
-    "BINS",
     "Batch",
     "ChannelStatistics",
-    "Histogram",
     "Simulation",
     "batches",
     "collect_histograms",
@@ -120,47 +119,6 @@ class Simulation:
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise BackendError(f"ONNX Runtime failed: {error}") from error
         return dict(zip(self.outputs, map(np.asarray, found), strict=True))
-
-
-BINS = 2048
-"""Bins of a histogram; the number of the published method."""
-
-Counts = npt.NDArray[np.int64]
-
-
-@dataclass
-class Histogram:
-    """Counts of |x| in `BINS` equal bins from 0 to `amax`; a value of `amax` itself falls into the last bin.
-
-    The edges come from a first pass over all images, so the counts, sums of integers, do not depend on the order and
-    the batches of the images.
-
-    Attributes:
-        amax: upper edge of the last bin, the largest |x| of the first pass; 0 for a tensor of zeros.
-        counts: (BINS,) int64.
-    """
-
-    amax: float
-    counts: Counts = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
-
-    @property
-    def width(self) -> float:
-        """Width of a bin."""
-        return self.amax / BINS
-
-    def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count the values of an array of any shape, none larger in magnitude than `amax`."""
-        if self.amax <= 0:
-            self.counts[0] += values.size
-            return
-        # float32 throughout: half the memory traffic of float64, and the same arithmetic for every value, whatever
-        # array it is in. Only a factor beyond float32 (amax below 6e-36) needs float64.
-        factor = BINS / self.amax
-        kind = np.float32 if factor < float(np.finfo(np.float32).max) else np.float64
-        scaled = np.abs(values.reshape(-1)).astype(kind, copy=False)
-        index = np.multiply(scaled, kind(factor)).astype(np.int32)
-        np.minimum(index, BINS - 1, out=index)
-        self.counts += np.bincount(index, minlength=BINS)
 
 
 Channels = npt.NDArray[np.float64]

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from centernet_trt.builder.calibration.statistics import BINS, Histogram
+from centernet_trt.builder.calibration.histogram import BINS, Histogram
 
 __all__ = [
     "LEVELS",

@@ -225,13 +225,13 @@ def test_doctor_tells_what_works(run: Any, tmp_path: Path) -> None:
 
 
 def test_doctor_prints_a_hint_with_brackets_whole(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from centernet_trt.cli import doctor
+    from centernet_trt.cli import self_check
     from centernet_trt.errors import BackendError
 
     def fail() -> str:
         raise BackendError("it is not installed", "pip install 'centernet-trt[gpu]'")
 
-    monkeypatch.setattr(doctor, "try_onnxruntime", fail)
+    monkeypatch.setattr(self_check, "try_onnxruntime", fail)
     assert "pip install 'centernet-trt[gpu]'" in " ".join(run("doctor").out.split("fails")[-1].split())
 
 

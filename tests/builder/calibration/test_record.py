@@ -11,6 +11,7 @@ from helpers.tiny_centernet import tiny_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from centernet_trt.builder.calibration.histogram import Histogram
 from centernet_trt.builder.calibration.images import CalibrationImages, images_from
 from centernet_trt.builder.calibration.record import (
     CalibrationRecord,
@@ -21,7 +22,6 @@ from centernet_trt.builder.calibration.record import (
     read_cache,
     read_record,
 )
-from centernet_trt.builder.calibration.statistics import Histogram
 from centernet_trt.builder.calibration.thresholds import METHODS
 from centernet_trt.errors import CalibrationError
 

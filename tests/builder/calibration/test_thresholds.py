@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from centernet_trt.builder.calibration.statistics import BINS, Histogram
+from centernet_trt.builder.calibration.histogram import BINS, Histogram
 from centernet_trt.builder.calibration.thresholds import (
     LEVELS,
     METHODS,
