@@ -67,7 +67,8 @@ def eval_command(
     truth = CocoGroundTruth(annotations, images)
     loaded = [EngineBundle.load(folder) for folder in bundles]
     _check_same_classes(loaded)
-    for note in (*truth.notes, *_category_notes(loaded, truth)):  # early: detection may take hours
+    early = (*truth.notes, *_category_notes(loaded, truth))
+    for note in early:  # detection may take hours
         show_note(note)
     with progress_bar() as progress:
         found = [_detect(bundle, truth, backend, mode, rounding, augmentation, progress) for bundle in loaded]
@@ -82,8 +83,9 @@ def eval_command(
             for result, measured in zip(results, _times(loaded, truth, progress), strict=True):
                 result["time"] = measured
     _show(results)
-    for note in dict.fromkeys([*(note for _, note in found if note), *unstable_times(results)]):
-        show_note(note)
+    for note in dict.fromkeys([*(note for _, note in found if note), *truth.notes, *unstable_times(results)]):
+        if note not in early:
+            show_note(note)
     if markdown is not None:
         write_text(markdown, markdown_page(results))
     if json_file is not None:

@@ -19,12 +19,16 @@ from centernet_trt.evaluation.accuracy.coco_file import (
 )
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.detector import Detector
+from centernet_trt.runtime.images import read_image
 from centernet_trt.runtime.spec import ModelSpec
 from centernet_trt.runtime.tta.augment import Augmentation
 
 # The order of pycocotools' COCOeval.stats for boxes.
 _STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _RECALLS = ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
+
+_LARGEST_AREA = 1e10
+"""pycocotools ignores larger objects."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,17 @@ class CocoScores:
 
 @dataclass(frozen=True)
 class CocoImage:
-    """Id, as the annotations have it, and file of an annotated image."""
+    """An annotated image.
+
+    Attributes:
+        id: as the annotations have it.
+        path: its file.
+        size: width and height that the annotations give, if they do.
+    """
 
     id: CocoId
     path: Path
+    size: tuple[float, float] | None = None
 
 
 class CocoGroundTruth:
@@ -92,7 +103,9 @@ class CocoGroundTruth:
         """
         file = read_coco(annotations)
         self.path, self.categories, self.notes = annotations, file.categories, file.notes
-        self.images = [CocoImage(own, image_path(images, name)) for own, name in file.names.items()]
+        self.images = [
+            CocoImage(own, image_path(images, name), file.sizes.get(own)) for own, name in file.names.items()
+        ]
         if only is not None:
             self.images = [image for image in self.images if image.path in only]
         _check_files(self.images, annotations, images)
@@ -101,7 +114,9 @@ class CocoGroundTruth:
         kept = self._image_ids.keys
         rows = [row for row in file.annotations if row["image_id"] in kept]
         self.objects = len(rows)
-        self.labelled = {row["category_id"] for row in rows if not row["iscrowd"]}
+        self.labelled = {
+            row["category_id"] for row in rows if not row["iscrowd"] and row["area"] <= _LARGEST_AREA
+        }
         """Ids of the categories with objects that count; AP is undefined if there are none."""
         if not self.labelled:
             empty = "no object is annotated" if not rows else "all annotated objects are crowds"
@@ -311,6 +326,8 @@ def detect_all(
 ) -> dict[CocoId, Detections]:
     """Detect in every annotated image, with no threshold and the spec's top K.
 
+    Images of another size than the annotations say are reported in `truth.notes`.
+
     Args:
         detector: a loaded detector.
         truth: names the images.
@@ -326,13 +343,22 @@ def detect_all(
     """
     ids = check_categories(detector.bundle.manifest.spec, truth)
     found: dict[CocoId, Detections] = {}
+    resized: list[str] = []
     for done, image in enumerate(truth.images):
         if progress is not None:
             progress(done, len(truth.images))
-        one = detector.detect(image.path, threshold=0.0, tta=tta)
-        found[image.id] = replace(one, category_ids=ids)
+        pixels = read_image(image.path)
+        if image.size is not None and image.size != (pixels.shape[1], pixels.shape[0]):
+            resized.append(f"{image.path.name}, {pixels.shape[1]}x{pixels.shape[0]}")
+        found[image.id] = replace(detector.detect(pixels, threshold=0.0, tta=tta), category_ids=ids)
     if progress is not None:
         progress(len(truth.images), len(truth.images))
+    note = (
+        f"{truth.path.name}: {len(resized)} of {len(truth.images)} images have another size than the annotations say, "
+        f"so their boxes may be of other pixels, the first {resized[0] if resized else ''}"
+    )
+    if resized and note not in truth.notes:
+        truth.notes += (note,)
     return found
 
 

@@ -68,6 +68,7 @@ class CocoFile:
     Attributes:
         path: the file.
         names: `file_name` of every image, by image id; by row number if the file was read without labels.
+        sizes: width and height by image id, of the images that have them.
         categories: names by category id.
         annotations: the annotations with `id` (from 1), `image_id` and `category_id` (as `names` and `categories` have
             them), `bbox` ([x, y, width, height] in pixels), `area` and `iscrowd`.
@@ -76,6 +77,7 @@ class CocoFile:
 
     path: Path
     names: dict[CocoId, str]
+    sizes: dict[CocoId, tuple[float, float]]
     categories: dict[CocoId, str]
     annotations: list[Row]
     notes: tuple[str, ...]
@@ -118,7 +120,7 @@ def read_coco(path: Path, *, labels: bool = True) -> CocoFile:
     names, sizes = _images(_rows(data, "images", path, problems), labels, problems, repairs)
     if not labels:
         problems.check(path)
-        return CocoFile(path, names, {}, [], _notes(path, repairs, []))
+        return CocoFile(path, names, {}, {}, [], _notes(path, repairs, []))
     categories = _categories(_rows(data, "categories", path, problems), problems, repairs)
     reader = _AnnotationReader(IdTable(names), IdTable(categories), problems, repairs)
     annotations = [
@@ -128,7 +130,7 @@ def read_coco(path: Path, *, labels: bool = True) -> CocoFile:
     ]
     problems.check(path)
     return CocoFile(
-        path, names, categories, annotations, _notes(path, repairs, _doubts(path, annotations, sizes))
+        path, names, sizes, categories, annotations, _notes(path, repairs, _doubts(path, annotations, sizes))
     )
 
 
@@ -201,6 +203,8 @@ def _images(
         if not isinstance(name, str) or not name.strip("\0 "):
             keys = "only " + ", ".join(map(str, row)) if "file_name" not in row else _short(name)
             problems.add("a file_name in every row of images", _Verbatim(keys), place)
+            if (nameless := _clean_id(row.get("id"))) is not None:
+                names.setdefault(nameless, "")  # so that its annotations are not reported too
             continue
         own = _clean_id(row.get("id")) if labels else len(names)
         if own is None:
@@ -209,7 +213,7 @@ def _images(
         file = posixpath.normpath(name.replace("\\", "/"))
         same_id = [other for same, other in rows_by_id.get(_spelled(own), []) if _clash(own, same)]
         if file in same_id or (not labels and file in ids_by_file):
-            repairs["repeated rows of images, left out"] += 1
+            repairs["repeated rows of images left out"] += 1
         elif same_id:
             problems.add(
                 "one image for each image id", _Verbatim(f"{own!r} for {same_id[0]!r} and {file!r}"), place
@@ -255,10 +259,11 @@ def _categories(rows: list[tuple[str, Row]], problems: _Problems, repairs: Count
             name = str(name)
         if not isinstance(name, str) or not name.strip():
             problems.add("a name in every row of categories", name, place)
+            names.setdefault(own, "")  # so that its annotations are not reported too
             continue
         same_id = [other for same, other in rows_by_id.get(_spelled(own), []) if _clash(own, same)]
         if name in same_id:
-            repairs["repeated rows of categories, left out"] += 1
+            repairs["repeated rows of categories left out"] += 1
         elif same_id:
             got = f"{own!r} for {same_id[0]!r} and {name!r}"
             problems.add("one category for each category id", _Verbatim(got), place)
@@ -317,15 +322,15 @@ class _AnnotationReader:
         if value is None:
             kind = "missing"
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            kind = "not a number"
+            kind = "non-numeric"
         elif value == 0:
-            kind = "0"
+            kind = "zero"
         elif value in self._ids:
             kind = "repeated"
         else:
             self._ids.add(value)
             return
-        self._repairs[f"annotation ids ({kind}), numbered anew"] += 1
+        self._repairs[f"{kind} annotation ids numbered anew"] += 1
 
     def _reference(self, table: IdTable, row: Row, what: str, expected: str, place: str) -> CocoId | None:
         value = row.get(f"{what}_id")
@@ -333,15 +338,15 @@ class _AnnotationReader:
         if found is None:
             self._problems.add(expected, value, place)
         elif type(found) is not type(value):
-            self._repairs[f"annotations with {what} ids of another type than {what} rows, matched"] += 1
+            self._repairs[f"{what} ids of annotations of another type than those of {what} rows matched"] += 1
         elif found != value:
-            self._repairs[f"annotations with {what} ids written in another way, matched by number"] += 1
+            self._repairs[f"{what} ids of annotations written in another way matched by number"] += 1
         return found
 
     def _area(self, row: Row, place: str) -> float | None:
         area, (_, _, width, height) = row.get("area"), row["bbox"]
         if area is None:
-            self._repairs["missing areas, taken as width x height of the box"] += 1
+            self._repairs["missing area taken as width x height of the box"] += 1
             return float(width * height)
         if (type(area) is float or type(area) is int) and 0 <= area < _LARGEST**2:
             return float(area)
@@ -352,13 +357,13 @@ class _AnnotationReader:
         if type(value) is int and 0 <= value <= 1:
             return value
         if value is None:
-            self._repairs["missing iscrowd, taken as 0"] += 1
+            self._repairs["missing iscrowd taken as 0"] += 1
             return 0
         known = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
         if (flag := known.get(str(value).strip().lower())) is None:
             self._problems.add("iscrowd to be 0 or 1", value, place)
         else:
-            self._repairs["iscrowd not written as a number 0 or 1, read as one"] += 1
+            self._repairs["iscrowd that is no number read as one"] += 1
         return flag
 
 
@@ -396,7 +401,7 @@ def _doubts(path: Path, annotations: list[Row], sizes: dict[CocoId, tuple[float,
 
 
 def _notes(path: Path, repairs: Counter[str], doubts: list[str]) -> tuple[str, ...]:
-    done = "; ".join(f"{count} {what}" for what, count in repairs.items())
+    done = "; ".join(f"{what} ({count})" for what, count in repairs.items())
     said = [f"{path.name}: repaired while reading (the file stays as it is): {done}"] if repairs else []
     return (*said, *(f"{path.name}: {line}" for line in doubts))
 
