@@ -28,7 +28,7 @@ from centernet_trt.runtime.images import BgrImage
 if TYPE_CHECKING:
     from centernet_trt.evaluation.accuracy.bootstrap import ApDrop
     from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
-    from centernet_trt.evaluation.accuracy.coco_file import CocoId
+    from centernet_trt.evaluation.accuracy.coco_ids import CocoId
     from centernet_trt.evaluation.accuracy.compare import Comparison, Side
     from centernet_trt.evaluation.accuracy.tolerances import Tolerances
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from centernet_trt.errors import CalibrationError, InputError
-from centernet_trt.evaluation.accuracy.coco_file import first_names, has_content, image_path, read_coco
+from centernet_trt.evaluation.accuracy.coco_file import read_coco
+from centernet_trt.evaluation.accuracy.coco_images import first_names, has_content, image_path
 from centernet_trt.runtime.images import IMAGE_SUFFIXES, BgrImage, ImageSource, as_bgr
 
 __all__ = ["ADVISED", "FEWEST", "CalibrationImage", "CalibrationImages", "find_images", "images_from"]

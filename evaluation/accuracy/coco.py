@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from centernet_trt.errors import InputError, SpecError
-from centernet_trt.evaluation.accuracy.coco_file import (
-    CocoId,
-    IdTable,
-    first_names,
-    has_content,
-    image_path,
-    read_coco,
-    spells_number,
-)
+from centernet_trt.evaluation.accuracy.coco_file import read_coco
+from centernet_trt.evaluation.accuracy.coco_ids import CocoId, IdTable, spells_number
+from centernet_trt.evaluation.accuracy.coco_images import check_files, image_path
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.detector import Detector
 from centernet_trt.runtime.images import read_image
@@ -108,7 +102,7 @@ class CocoGroundTruth:
         ]
         if only is not None:
             self.images = [image for image in self.images if image.path in only]
-        _check_files(self.images, annotations, images)
+        check_files([image.path for image in self.images], annotations, images)
         self._image_ids = IdTable(image.id for image in self.images)
         self._category_ids = IdTable(self.categories)
         kept = self._image_ids.keys
@@ -209,29 +203,6 @@ def _index(dataset: dict[str, Any]) -> Any:
         made.dataset = dataset
         made.createIndex()
     return made
-
-
-def _check_files(images: Sequence[CocoImage], annotations: Path, folder: Path) -> None:
-    """Raise InputError, listing the images without a file, or if there are no images."""
-    if not images:
-        raise InputError(f"{annotations} lists no images", "give annotations that list images")
-    missing = [image.path for image in images if not has_content(image.path)]
-    if not missing:
-        return
-    hint = "give the folder that holds the images, and annotations that list only those"
-    if not folder.is_dir():
-        hint = f"there is no folder {folder}: {hint}"
-    elif has_content(folder / missing[0].name) and missing[0] != folder / missing[0].name:
-        hint = (
-            f"the folder has {missing[0].name}, but the annotations name it "
-            f"{missing[0].relative_to(folder) if missing[0].is_relative_to(folder) else missing[0]}: "
-            "give the folder that those names start from, or correct file_name"
-        )
-    raise InputError(
-        f"{len(missing)} of the {len(images)} images that {annotations} lists are not in {folder}, or are empty: "
-        f"{first_names(missing)}",
-        hint,
-    )
 
 
 def official_rounding(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

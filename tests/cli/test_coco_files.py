@@ -115,7 +115,7 @@ def test_ap_without_objects_is_said_to_be_undefined(
     ("key", "change", "message"),
     [
         ("annotations", {"bbox": [1, 2, float("nan"), 4]}, "four finite numbers"),
-        ("annotations", {"image_id": 5}, "expected image_id that images lists, got 5"),
+        ("annotations", {"image_id": 5}, "among those of images (1, 2), got 5"),
         ("annotations", {"category_id": 9}, "got 9 in annotations[0]"),
         ("images", {"file_name": "absent.png"}, "1 of the 2 images"),
         ("categories", {"id": 3}, "category ids"),

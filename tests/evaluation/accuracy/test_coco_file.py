@@ -102,12 +102,20 @@ REPAIRED: dict[str, tuple[Edit, str]] = {
         "image ids",
     ),
     "ids as floats in text": (lambda d: each(d, "annotations", image_id=lambda i: f"{i}.0"), "image ids"),
-    "ids as floats": (lambda d: each(d, "annotations", image_id=float, category_id=float), "image ids"),
+    "boxes as text": (lambda d: each(d, "annotations", bbox=lambda b: [*map(str, b)]), "text of numbers"),
     "no iscrowd": (lambda d: without(d, "annotations", "iscrowd"), "missing iscrowd"),
     "iscrowd false": (lambda d: each(d, "annotations", iscrowd=bool), "iscrowd"),
     "iscrowd text": (lambda d: each(d, "annotations", iscrowd=str), "iscrowd"),
     "no area": (lambda d: without(d, "annotations", "area"), "width x height"),
     "null area": (lambda d: each(d, "annotations", area=lambda _: None), "width x height"),
+    "file names for image ids": (
+        lambda d: each(d, "annotations", image_id=lambda i: f"{i}.png"),
+        "image ids of annotations of another type",
+    ),
+    "names for category ids": (
+        lambda d: each(d, "annotations", category_id=("", "cat", "dog", "cow").__getitem__),
+        "category ids of annotations of another type",
+    ),
     "an image twice": (lambda d: d["images"].append(dict(d["images"][0])), "repeated rows of images"),
     "a category twice": (lambda d: d["categories"].append(dict(d["categories"][1])), "of categories"),
 }
@@ -129,7 +137,12 @@ def test_repairs_give_the_right_ap_and_one_note(tmp_path: Path, kind: str) -> No
 
 
 def test_a_sound_file_has_no_notes(tmp_path: Path) -> None:
-    assert load(tmp_path, sound()).notes == ()
+    data = sound()
+    assert load(tmp_path, data).notes == ()
+    each(data, "annotations", id=float, image_id=float, category_id=float, iscrowd=int)
+    truth = load(tmp_path, data)
+    assert truth.notes == ()
+    assert truth.score(perfect(sound())).ap == 1.0
 
 
 def test_the_note_counts_each_kind(tmp_path: Path) -> None:
@@ -162,6 +175,17 @@ def test_ids_of_text_stay_and_are_found_from_either_side(tmp_path: Path) -> None
     assert ResampledAp(truth, rows).image_ids == ["img1", "img2"]
 
 
+def test_names_stand_for_missing_ids(tmp_path: Path) -> None:
+    data = sound()
+    without(data, "images", "id")
+    each(data, "annotations", image_id=lambda i: f"{i}.png")
+    truth = load(tmp_path, data)
+    assert [image.id for image in truth.images] == ["1.png", "2.png"]
+    (note,) = truth.notes
+    assert "missing image ids taken from the name (2)" in note
+    assert truth.score(perfect(sound(), lambda i: f"{i}.png")).ap == 1.0
+
+
 def test_zero_padded_and_plain_text_ids_are_two_ids(tmp_path: Path) -> None:
     data = sound()
     names = {1: "07", 2: "7"}
@@ -170,14 +194,14 @@ def test_zero_padded_and_plain_text_ids_are_two_ids(tmp_path: Path) -> None:
     truth = load(tmp_path, data)
     assert truth.score(perfect(sound(), names.__getitem__)).ap == 1.0
     data["annotations"][0]["image_id"] = 7  # either of them
-    with pytest.raises(InputError, match="image_id that images lists, got 7"):
+    with pytest.raises(InputError, match=r"image ids .* \(\'07\', \'7\'\), got 7"):
         load(tmp_path, data)
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {
     "an annotation of no image": (
         lambda d: d["annotations"][4].update(image_id=9),
-        r"expected image_id that images lists, got 9 in annotations\[4\]",
+        r"expected image ids of annotations to be among those of images \(1, 2\), got 9 in annotations\[4\]",
     ),
     "no image_id": (lambda d: d["annotations"][0].pop("image_id"), "got nothing in annotations"),
     "ids of other kinds": (lambda d: each(d, "images", id=lambda i: f"img{i}"), "got 1 in .* and in 19 more"),
@@ -185,9 +209,16 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "an image id as a bool": (lambda d: d["annotations"][0].update(image_id=True), "got True"),
     "an unknown category": (
         lambda d: d["annotations"][2].update(category_id=0),
-        "category ids of annotations to be listed in categories, got 0",
+        r"category ids of annotations to be among those of categories \(1, 2, 3\), got 0",
     ),
-    "an image without an id": (lambda d: d["images"][1].pop("id"), "an id .* every row of images"),
+    "an image without an id": (
+        lambda d: d["images"][1].pop("id"),
+        r"image ids of annotations to be among those of images \(1, '2.png'\), got 2 .* and in 9 more",
+    ),
+    "an image with an id that is none": (
+        lambda d: d["images"][1].update(id=[2]),
+        "an id .* every row of images",
+    ),
     "an image id twice": (
         lambda d: d["images"][1].update(id=1),
         "one image for each image id, got 1 for '1.png'",
@@ -208,13 +239,21 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "a negative size": (lambda d: d["images"][1].update(width=-4), "positive width and height .* got -4"),
     "a size as a word": (lambda d: d["images"][1].update(width="wide"), "positive width .* got 'wide'"),
     "no category name": (lambda d: d["categories"][0].pop("name"), "a name in every row of categories"),
-    "no category id": (lambda d: d["categories"][0].pop("id"), "an id .* every row of categories"),
+    "no category id": (lambda d: d["categories"][0].pop("id"), r"those of categories \(2, 3, 'cat'\), got 1"),
+    "no category id, and a name of digits": (
+        lambda d: (d["categories"][0].pop("id"), d["categories"][0].update(name="1")),
+        "an id .* every row of categories, got nothing",
+    ),
+    "a category id that is none": (
+        lambda d: d["categories"][0].update(id=False),
+        "an id .* every row of categories",
+    ),
     "a category id twice": (lambda d: d["categories"][1].update(id=1), "one category for each category id"),
     "no bbox": (lambda d: d["annotations"][1].pop("bbox"), r"bbox to be \[x, y, .* got nothing"),
     "an empty bbox": (lambda d: d["annotations"][1].update(bbox=[]), r"got \[\]"),
     "three numbers": (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), r"got \[1, 2, 3\]"),
     "a bbox as an object": (lambda d: d["annotations"][1].update(bbox={"x": 1}), "got {'x': 1}"),
-    "a bbox of text": (lambda d: d["annotations"][1].update(bbox=["1", 2, 3, 4]), "got .'1', 2"),
+    "a bbox of text": (lambda d: d["annotations"][1].update(bbox=["one", 2, 3, 4]), "got .'one', 2"),
     "NaN": (
         lambda d: d["annotations"][1].update(bbox=[float("nan"), 0, 9, 9]),
         "four finite numbers, got .nan",
@@ -322,11 +361,13 @@ def test_boxes_that_look_wrong_are_noted(tmp_path: Path) -> None:
     data = sound()
     data["annotations"][3]["bbox"] = [880, 10, 30, 30]
     data["annotations"][4]["bbox"][2] = 0
+    data["annotations"][5]["area"] = 0
     without(data, "images", "width")
     data["images"][0]["width"] = "900"
     notes = "\n".join(load(tmp_path, data).notes)
     assert "1 of 10 boxes exceed their image by more than 2 pixels, the first [880, 10, 30, 30]" in notes
     assert "1 boxes have no width or no height" in notes
+    assert "1 objects have an area of 0" in notes
     assert "1 annotated images have no width and height" in notes
 
 
