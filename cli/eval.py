@@ -67,6 +67,9 @@ def eval_command(
     truth = CocoGroundTruth(annotations, images)
     loaded = [EngineBundle.load(folder) for folder in bundles]
     _check_same_classes(loaded)
+    early = (*truth.notes, *_category_notes(loaded, truth))
+    for note in early:  # detection may take hours
+        show_note(note)
     with progress_bar() as progress:
         found = [_detect(bundle, truth, backend, mode, rounding, augmentation, progress) for bundle in loaded]
         results = [
@@ -80,8 +83,9 @@ def eval_command(
             for result, measured in zip(results, _times(loaded, truth, progress), strict=True):
                 result["time"] = measured
     _show(results)
-    for note in dict.fromkeys([*(note for _, note in found if note), *unstable_times(results)]):
-        show_note(note)
+    for note in dict.fromkeys([*(note for _, note in found if note), *truth.notes, *unstable_times(results)]):
+        if note not in early:
+            show_note(note)
     if markdown is not None:
         write_text(markdown, markdown_page(results))
     if json_file is not None:
@@ -115,6 +119,14 @@ def _check_same_classes(bundles: "list[EngineBundle]") -> None:
     first = bundles[0].manifest
     for bundle in bundles[1:]:
         check_classes(first.spec, bundle.manifest.spec, first.name, bundle.manifest.name)
+
+
+def _category_notes(bundles: "list[EngineBundle]", truth: "CocoGroundTruth") -> list[str]:
+    """Check every bundle's classes against the annotations; notes for the user."""
+    from centernet_trt.evaluation.accuracy.coco import category_notes, check_categories
+
+    notes = [category_notes(check_categories(bundle.manifest.spec, truth), truth) for bundle in bundles]
+    return list(dict.fromkeys(note for each in notes for note in each))
 
 
 def _detect(
@@ -173,8 +185,8 @@ def _drop(truth: "CocoGroundTruth", first: list[Row], rows: list[Row], progress:
     from centernet_trt.evaluation.accuracy.bootstrap import paired_drop
     from centernet_trt.evaluation.accuracy.tolerances import RESAMPLES
 
-    if not first or not rows:
-        return None  # without detections there is nothing to resample
+    if not first or not rows or not truth.labelled:
+        return None  # without detections there is nothing to resample, and without objects AP is undefined
     progress.add_task("interval of the difference", total=None)
     return paired_drop(truth, first, rows, samples=RESAMPLES).to_json()
 
@@ -197,7 +209,7 @@ def _times(bundles: "list[EngineBundle]", truth: "CocoGroundTruth", progress: Pr
 
 
 def _show(results: list[Row]) -> None:
-    from centernet_trt.evaluation.model_table import model_table
+    from centernet_trt.evaluation.model_table import format_ap, model_table
 
     columns = {
         "AP": "ap",
@@ -214,6 +226,6 @@ def _show(results: list[Row]) -> None:
         )
         for column in (*columns, "AR100"):
             table.add_column(column, justify="right")
-        table.add_row(*(f"{result[key]:.4f}" for key in (*columns.values(), "ar100")))
+        table.add_row(*(format_ap(result[key]) for key in (*columns.values(), "ar100")))
         out.print(table)
     show_tables([model_table(results)])

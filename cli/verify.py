@@ -1,5 +1,6 @@
 """`centernet-trt verify`: compare a bundle with its source or another bundle, stage by stage."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from centernet_trt.runtime.images import BgrImage
 if TYPE_CHECKING:
     from centernet_trt.evaluation.accuracy.bootstrap import ApDrop
     from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
+    from centernet_trt.evaluation.accuracy.coco_ids import CocoId
     from centernet_trt.evaluation.accuracy.compare import Comparison, Side
     from centernet_trt.evaluation.accuracy.tolerances import Tolerances
 
@@ -105,6 +107,7 @@ def verify_command(
     reference = _reference(against, loaded)
     candidate = bundle_side(loaded, chosen)
     truth, paths = _images(images, annotations, max_images)
+    ids = () if truth is None else _check_annotations(truth, candidate)
     with progress_bar() as progress:
         task = progress.add_task("comparing", total=len(paths))
         found = verify(
@@ -114,7 +117,7 @@ def verify_command(
             threshold=threshold,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-        drop = None if truth is None else _ap_drop(found, truth, candidate)
+        drop = None if truth is None else _ap_drop(found, truth, ids)
     checks = check_tolerances(found, drop, tolerances)
     result = to_json(found, checks, drop, tolerances)
     _show(result)
@@ -132,8 +135,6 @@ def verify_command(
 def _tolerances(
     default: "Tolerances", sqnr: float | None, agreement: float | None, drop: float | None
 ) -> "Tolerances":
-    from dataclasses import replace
-
     given = {"sqnr_db": sqnr, "agreement": agreement, "ap_drop": drop}
     return replace(default, **{name: value for name, value in given.items() if value is not None})
 
@@ -179,17 +180,31 @@ def _images(
     return None, [paths[row * len(paths) // count] for row in range(count)]
 
 
-def _ap_drop(found: "Comparison", truth: "CocoGroundTruth", candidate: "Side") -> "ApDrop":
+def _check_annotations(truth: "CocoGroundTruth", candidate: "Side") -> "tuple[CocoId, ...]":
+    """The annotations' own id of each class; InputError if there is no AP to compare."""
+    from centernet_trt.evaluation.accuracy.coco import category_notes, check_categories
+
+    ids = check_categories(candidate.spec, truth)
+    if not truth.labelled:
+        raise InputError(truth.notes[-1], "leave out --annotations, or give annotations with objects")
+    for note in (*truth.notes, *category_notes(ids, truth)):
+        show_note(note)
+    return ids
+
+
+def _ap_drop(found: "Comparison", truth: "CocoGroundTruth", ids: "tuple[CocoId, ...]") -> "ApDrop":
     from centernet_trt.evaluation.accuracy.bootstrap import paired_drop
-    from centernet_trt.evaluation.accuracy.coco import check_categories
+    from centernet_trt.evaluation.accuracy.coco import coco_rows
     from centernet_trt.evaluation.accuracy.tolerances import RESAMPLES
 
-    check_categories(candidate.spec, truth)
-    sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for image, pair in zip(truth.images, found.found, strict=True):
-        for rows, detections in zip(sides, pair, strict=True):
-            rows += detections.to_coco(image.id)
-    return paired_drop(truth, *sides, samples=RESAMPLES)
+    keys = [image.id for image in truth.images]
+    reference, candidate = (
+        coco_rows(
+            dict(zip(keys, (replace(pair[side], category_ids=ids) for pair in found.found), strict=True))
+        )
+        for side in (0, 1)
+    )
+    return paired_drop(truth, reference, candidate, samples=RESAMPLES)
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def model_table(results: Sequence[dict[str, Any]]) -> Table:
     columns += ["multiply-adds (G)", "params (M)", "input size"] + ["ms an image"] * timed
     rows = []
     for result in results:
-        row = [result["bundle"], result["precision"], f"{result['ap']:.4f}", f"{result['ap50']:.4f}"]
+        row = [result["bundle"], result["precision"], format_ap(result["ap"]), format_ap(result["ap50"])]
         if several:
             row.append(_difference(result["ap_drop"]))
         row += [_scaled(result["multiply_adds"], 1e9), _scaled(result["parameters"], 1e6), result["input"]]
@@ -36,6 +36,11 @@ def model_table(results: Sequence[dict[str, Any]]) -> Table:
     first = results[0]
     title = f"{first['annotations']}: {first['images']} images, {first['objects']} objects"
     return text_table(title, columns, rows)
+
+
+def format_ap(value: float | None) -> str:
+    """AP with four decimals, or a word where no object is annotated."""
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def markdown_page(results: Sequence[dict[str, Any]]) -> str:

@@ -29,7 +29,7 @@ class Detections:
     label: npt.NDArray[np.int32]
     extra: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
-    category_ids: tuple[int, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.score)
@@ -90,11 +90,11 @@ class Detections:
             raise InputError(f"there is no class {wanted}: expected {expected}")
         return int(wanted)
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Convert to the rows of a COCO results file.
 
         Args:
-            image_id: the image's id in the ground truth.
+            image_id: the image's id in the ground truth; kept as it is.
 
         Returns:
             A dict per detection: `image_id`; `category_id`, the spec's id of the class, or label + 1 if it has none;

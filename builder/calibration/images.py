@@ -1,7 +1,6 @@
 """Calibration images (`CalibrationImages`): of a folder, a COCO file or any iterable, one in memory at a time."""
 
 import hashlib
-import json
 import shutil
 import tempfile
 import weakref
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from centernet_trt.errors import CalibrationError, InputError
+from centernet_trt.evaluation.accuracy.coco_file import read_coco
+from centernet_trt.evaluation.accuracy.coco_images import first_names, has_content, image_path
 from centernet_trt.runtime.images import IMAGE_SUFFIXES, BgrImage, ImageSource, as_bgr
 
 __all__ = ["ADVISED", "FEWEST", "CalibrationImage", "CalibrationImages", "find_images", "images_from"]
@@ -88,11 +89,12 @@ def find_images(source: Path) -> CalibrationImages:
     Raises:
         CalibrationError: no such file or folder, too few images, unreadable ones (all are named), or all equal.
     """
+    notes: tuple[str, ...] = ()
     if source.is_dir():
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         annotations, folder = None, source
     elif source.suffix.lower() == ".json" and source.is_file():
-        (folder, paths), annotations = _listed(source), source
+        (folder, paths, notes), annotations = _listed(source), source
     else:
         raise CalibrationError(
             f"expected a folder of images or a COCO file (.json), got {source}", f"--calibration: {_MORE}"
@@ -109,7 +111,9 @@ def find_images(source: Path) -> CalibrationImages:
             broken.append(error.message)
             continue
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        kept.append(CalibrationImage(str(path.relative_to(folder)), digest, _reader(path)))
+        # A COCO file may name images by absolute paths.
+        name = path.relative_to(folder) if path.is_relative_to(folder) else path
+        kept.append(CalibrationImage(str(name), digest, _reader(path)))
     if broken:
         lines = "".join(f"\n  {line}" for line in broken[:10]) + ("\n  ..." if len(broken) > 10 else "")
         raise CalibrationError(
@@ -117,7 +121,7 @@ def find_images(source: Path) -> CalibrationImages:
             "remove or replace these files",
         )
     return CalibrationImages(
-        tuple(kept), str(source), _check_pixels(pixels, str(source)), annotations, folder
+        tuple(kept), str(source), (*notes, *_check_pixels(pixels, str(source))), annotations, folder
     )
 
 
@@ -176,25 +180,29 @@ def _check_pixels(pixels: Sequence[str], source: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _listed(annotations: Path) -> tuple[Path, list[Path]]:
-    """The files that a COCO file lists, and their folder: beside it, in `images/`, or in a folder of its name."""
+def _listed(annotations: Path) -> tuple[Path, list[Path], tuple[str, ...]]:
+    """Folder and files of the images that a COCO file lists, and notes on what was repaired.
+
+    The folder is the one of the file, its `images/`, or one of the file's name.
+    """
     try:
-        names = sorted(str(row["file_name"]) for row in json.loads(annotations.read_text("utf-8"))["images"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        file = read_coco(annotations, labels=False)
+    except InputError as error:
         raise CalibrationError(
-            f"{annotations} is not a COCO file that lists images: {error}",
+            f"{annotations} is not a COCO file that lists images: {error.message}",
             "expected JSON with images: [{file_name: ...}, ...]",
         ) from None
+    names = sorted(file.names.values())
     folders = (annotations.parent, annotations.parent / "images", annotations.with_suffix(""))
     for folder in folders:
-        paths = [folder / name for name in names]
-        missing = [path for path in paths if not path.is_file()]
+        paths = [image_path(folder, name) for name in names]
+        missing = [path for path in paths if not has_content(path)]
         if not missing:
-            return folder, paths
+            return folder, paths, file.notes
         if len(missing) < len(paths):
             raise CalibrationError(
-                f"{len(missing)} of the {len(paths)} images that {annotations} lists are not in {folder}, first "
-                f"{missing[0].name}",
+                f"{len(missing)} of the {len(paths)} images that {annotations} lists are not in {folder}, or are "
+                f"empty: {first_names(missing)}",
                 "add the missing files, or remove their rows from the COCO file",
             )
     looked = ", ".join(map(str, folders))

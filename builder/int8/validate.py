@@ -1,9 +1,7 @@
 """Measure the typed graph in mode `faithful`, against fp32 and against labels."""
 
-import json
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -12,7 +10,7 @@ from centernet_trt.builder.int8.detection_loss import DetectionLoss
 from centernet_trt.builder.int8.quantise import Int8Result
 from centernet_trt.errors import InputError, SpecError
 from centernet_trt.evaluation.accuracy.bootstrap import ApDrop, paired_drop
-from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth, check_categories
+from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth, check_categories, coco_rows
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.spec import ModelSpec
 
@@ -26,7 +24,7 @@ class Measured:
     Attributes:
         loss: against the fp32 graph's detections.
         labelled: drop in COCO AP with its interval; None if the images have no annotations of the model's classes.
-        notes: why there is no such figure although the images came from a COCO file.
+        notes: what was repaired in a COCO file, or why there is no such figure although the images came from one.
     """
 
     loss: DetectionLoss
@@ -53,38 +51,28 @@ def measure(
     labelled: ApDrop | None = None
     notes: tuple[str, ...] = ()
     if images is not None and images.annotations is not None and images.folder is not None:
-        names = [image.name for image in evaluator.images]
+        paths = [images.folder / image.name for image in evaluator.images]
         try:
-            labelled = _labelled(images.annotations, images.folder, names, evaluator.reference, found, spec)
+            truth = CocoGroundTruth(images.annotations, images.folder, only=set(paths))
+            labelled = _labelled(truth, paths, evaluator.reference, found, spec)
+            notes = truth.notes
         except (InputError, SpecError) as error:
             notes = (f"no AP on the calibration images: {error.message}",)
     return Measured(evaluator.compare(found), labelled, notes)
 
 
 def _labelled(
-    annotations: Path,
-    folder: Path,
-    names: Sequence[str],
+    truth: CocoGroundTruth,
+    paths: Sequence[Path],
     reference: Sequence[Detections],
     found: Sequence[Detections],
     spec: ModelSpec,
 ) -> ApDrop:
-    """The drop on these images alone; InputError or SpecError if the annotations do not fit."""
-    data = json.loads(annotations.read_text(encoding="utf-8"))
-    images = [row for row in data["images"] if row["file_name"] in set(names)]
-    ids = {row["file_name"]: row["id"] for row in images}
-    known = set(ids.values())
-    kept = [row for row in data.get("annotations", []) if row["image_id"] in known]
-    if not kept:
-        raise InputError(f"{annotations} annotates no object in them")
-    with tempfile.TemporaryDirectory(prefix="centernet-trt-") as scratch:
-        part = Path(scratch) / annotations.name
-        part.write_text(json.dumps({**data, "images": images, "annotations": kept}), encoding="utf-8")
-        truth = CocoGroundTruth(part, folder)
-    truth.path = annotations  # for messages: the temporary file is gone
-    check_categories(spec, truth)
+    """The drop on these images; InputError or SpecError if the annotations do not fit."""
+    own = check_categories(spec, truth)
+    ids = {image.path: image.id for image in truth.images}
     rows = [
-        [row for name, one in zip(names, each, strict=True) for row in one.to_coco(ids[name])]
+        coco_rows({ids[path]: replace(one, category_ids=own) for path, one in zip(paths, each, strict=True)})
         for each in (reference, found)
     ]
     return paired_drop(truth, rows[0], rows[1])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from centernet_trt.errors import InputError
 from centernet_trt.evaluation.accuracy.average_precision import average_precision
 from centernet_trt.evaluation.accuracy.coco import CocoGroundTruth
 
@@ -84,22 +85,22 @@ class ResampledAp:
             truth: the annotations.
             rows: COCO result rows, at least one.
         """
-        self.image_ids = sorted(image.id for image in truth.images)
-        self._rankings = _match(truth, rows, self.image_ids)
+        self.image_ids = sorted((image.id for image in truth.images), key=truth.image_key)
+        self._rankings = _match(truth, rows)
 
-    def ap(self, counts: npt.NDArray[np.integer] | None = None) -> float:
+    def ap(self, counts: npt.NDArray[np.integer] | None = None) -> float | None:
         """AP of a resampling of the images.
 
         Args:
             counts: (images,) how often each image appears, in the order of `image_ids`; None for once each.
 
         Returns:
-            0..1, or -1 if the images have no objects.
+            0..1, or None if the images have no objects.
         """
         if counts is None:
             counts = np.ones(len(self.image_ids), dtype=np.int64)
         scores = [score for ranking in self._rankings if (score := ranking.ap(counts)) is not None]
-        return float(np.mean(scores)) if scores else -1.0
+        return float(np.mean(scores)) if scores else None
 
 
 def paired_drop(
@@ -120,25 +121,34 @@ def paired_drop(
         seed: of the resampling; the same seed gives the same interval.
 
     Returns:
-        The drop; negative `drop` for a rise.
+        The drop; negative `drop` for a rise. Resamplings without objects, whose AP is undefined, are left out.
+
+    Raises:
+        InputError: no object is annotated, so AP is undefined.
     """
     first, second = ResampledAp(truth, reference), ResampledAp(truth, candidate)
+    before, after = first.ap(), second.ap()
+    if before is None or after is None:
+        raise InputError(
+            f"{truth.path} annotates no object in the images that count, so AP and its drop are undefined",
+            "give annotations with objects that are not crowds",
+        )
     count = len(first.image_ids)
     rng = np.random.default_rng(seed)
     drops = []
     for _ in range(samples):
         counts = np.bincount(rng.integers(0, count, count), minlength=count)
-        drops.append(first.ap(counts) - second.ap(counts))
-    low, high = np.percentile(drops, [2.5, 97.5])
-    before, after = first.ap(), second.ap()
+        pair = first.ap(counts), second.ap(counts)
+        if pair[0] is not None and pair[1] is not None:
+            drops.append(pair[0] - pair[1])
+    low, high = np.percentile(drops or [before - after], [2.5, 97.5])
     return ApDrop(before, after, before - after, float(low), float(high), count, samples)
 
 
-def _match(
-    truth: CocoGroundTruth, rows: Sequence[dict[str, Any]], image_ids: Sequence[int]
-) -> list[_Ranking]:
+def _match(truth: CocoGroundTruth, rows: Sequence[dict[str, Any]]) -> list[_Ranking]:
     """Match with pycocotools; one ranking per category."""
-    positions = {image: row for row, image in enumerate(image_ids)}
+    keys = sorted(truth.image_key(image.id) for image in truth.images)
+    positions = {key: row for row, key in enumerate(keys)}
     run = truth.evaluation(rows)
     with contextlib.redirect_stdout(io.StringIO()):
         run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], run.params.areaRngLbl[:1]

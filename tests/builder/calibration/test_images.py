@@ -46,6 +46,28 @@ def test_a_coco_file_gives_those_that_it_lists(tmp_path: Path) -> None:
         find_images(file)
 
 
+def test_a_coco_file_is_read_as_tools_write_it(tmp_path: Path) -> None:
+    """Ids do not matter here; backslashes, repeated rows and a byte order mark do no harm."""
+    write(tmp_path / "images" / "train", 5)
+    rows = [{"id": "a", "file_name": f"train\\{row}.png"} for row in (0, 1, 2, 3, 4)]
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps({"images": [*rows, {"file_name": "train/3.png"}]}), encoding="utf-8-sig")
+    images = find_images(file)
+    assert [image.name for image in images] == [f"train/{row}.png" for row in range(5)]
+    assert "repeated rows of images left out (1)" in images.notes[0]
+    (tmp_path / "images" / "train" / "2.png").write_bytes(b"")
+    with pytest.raises(CalibrationError, match=r"1 of the 5 images .* or are empty: 2\.png"):
+        find_images(file)
+
+
+def test_a_coco_file_may_name_files_by_absolute_paths(tmp_path: Path) -> None:
+    paths = write(tmp_path / "elsewhere", 5)
+    file = tmp_path / "labels" / "instances.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"images": [{"file_name": str(path)} for path in paths]}))
+    assert [image.name for image in find_images(file)] == list(map(str, paths))
+
+
 def test_an_iterator_is_gone_through_once_and_read_twice() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (33, 44, 3), dtype=np.uint8) for _ in range(5)]
@@ -103,7 +125,7 @@ def test_an_iterable_is_judged_as_a_folder_is() -> None:
 
 def test_a_broken_coco_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    for text in ("{", "[]", '{"images": [{"id": 1}]}'):
+    for text in ("{", "[]", '{"images": [{"id": 1}]}', '{"images": null}', '{"images": ["a.png"]}'):
         file.write_text(text)
         with pytest.raises(CalibrationError, match="not a COCO file"):
             find_images(file)

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -305,6 +307,41 @@ def test_annotated_calibration_images_give_a_labelled_drop(source: Path, tmp_pat
     data = json.loads((made.path / "int8.json").read_text())
     assert data["labelled"] is None
     assert any("category ids" in note for note in data["notes"])
+
+
+def test_the_labelled_drop_is_that_of_a_repaired_file(source: Path) -> None:
+    """The same labels once with sound ids, once with ids of text, from 0 and without areas; some images alone count."""
+    images = find_images(source / "images")
+    evaluator = LossEvaluator(network(), SPEC, images.images[:6])
+    worse = [found[::2] for found in evaluator.reference]
+    drops = []
+    for name in ("sound", "spoilt"):
+        rows: list[dict[str, object]] = []
+        ids = [f"image {row}" if name == "spoilt" else row + 1 for row in range(8)]
+        for row, found in enumerate(evaluator.reference):
+            for one in found[:10].to_coco(ids[row]):
+                box = one["bbox"]
+                rest = {} if name == "spoilt" else {"iscrowd": 0, "area": box[2] * box[3]}
+                rows.append({**one, "id": len(rows) + (name == "sound"), **rest})
+        listed = [{"id": ids[row], "file_name": f"{row}.png"} for row in range(8)]
+        categories = [{"id": 1, "name": "blue"}, {"id": 2, "name": "green"}]
+        file = source / f"{name}.json"
+        file.write_text(json.dumps({"images": listed, "annotations": rows, "categories": categories}))
+        stub = SimpleNamespace(
+            images=evaluator.images,
+            reference=evaluator.reference,
+            faithful_detections=lambda *_: worse,
+            compare=evaluator.compare,
+        )
+        options = Int8Options(calibration=find_images(file))
+        result: Any = SimpleNamespace(evaluator=stub, options=options)
+        measured = measure(result, network(), SPEC)
+        assert measured.labelled is not None, measured.notes
+        assert any("repaired while reading" in note for note in measured.notes) == (name == "spoilt")
+        drops.append(measured.labelled)
+    assert drops[0] == drops[1]
+    assert drops[0].images == 6
+    assert drops[0].drop > 0
 
 
 def test_a_budget_that_cannot_be_met_leaves_with_exit_code_3(source: Path, tmp_path: Path) -> None:
