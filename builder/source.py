@@ -26,7 +26,7 @@ def load_source(path: Path) -> ModelProto:
     Raises:
         ModelError: the file cannot be read.
     """
-    return load_model(path, foreign_ops=FOREIGN_OPS)
+    return load_model(path, foreign_ops=FOREIGN_OPS, plugins_behind_heads=True)
 
 
 def read_source(path: Path) -> ModelProto:
