@@ -18,6 +18,7 @@ __all__ = [
     "is_foreign",
     "mixes_images",
     "move_foreign",
+    "operator_name",
 ]
 
 FOREIGN_DOMAIN = "centernet_trt.foreign"
@@ -26,6 +27,8 @@ FOREIGN_DOMAIN = "centernet_trt.foreign"
 TRAINING_HINT = "call model.eval() before exporting (torch.onnx.export: training=TrainingMode.EVAL)"
 
 _ONNX_DOMAINS = ("", "ai.onnx")
+# Operator types that name the plugin in an attribute.
+_PLUGIN_OPS = frozenset({"Plugin", "TRT_Plugin", "TRT_PluginV2"})
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
@@ -43,6 +46,15 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
 def is_foreign(node: NodeProto) -> bool:
     """Whether ONNX does not define the operator, at any opset."""
     return not defs.has(node.op_type, "" if node.domain == "ai.onnx" else node.domain)
+
+
+def operator_name(node: NodeProto) -> str:
+    """The operator type, or the name of the plugin that a generic plugin node calls."""
+    if node.op_type in _PLUGIN_OPS:
+        for attribute in ("name", "plugin_name", "plugin_type"):
+            if found := g.attribute(node, attribute):
+                return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+    return str(node.op_type)
 
 
 def move_foreign(model: ModelProto, names: Collection[str]) -> bool:
@@ -107,7 +119,7 @@ def check_operators(model: ModelProto, allowed: Collection[str] = (), *, behind_
         ModelError: with the nodes, what they are and what to do.
     """
     graph = model.graph
-    found = [node for node in all_nodes(graph) if is_foreign(node) and node.op_type not in allowed]
+    found = [node for node in all_nodes(graph) if is_foreign(node) and operator_name(node) not in allowed]
     if behind_heads and found:
         inside = _inside_network(graph)
         found = [node for node in found if not inside.isdisjoint(node.output)]
@@ -140,17 +152,19 @@ def _inside_network(graph: GraphProto) -> set[str]:
 
 def _label(node: NodeProto) -> str:
     domain = "" if node.domain in (*_ONNX_DOMAINS, FOREIGN_DOMAIN) else f"{node.domain}."
-    return f"{node.name or (node.output[0] if node.output else '?')!r} ({domain}{node.op_type})"
+    return f"{node.name or (node.output[0] if node.output else '?')!r} ({domain}{operator_name(node)})"
 
 
 def _origin(node: NodeProto) -> tuple[str, str]:
     """What a foreign operator is, and what to do."""
-    domain, name = node.domain.lower(), node.op_type.lower()
+    domain, name = node.domain.lower(), f"{node.op_type} {operator_name(node)}".lower()
     if domain.startswith(("com.microsoft", "com.ms.")):
         return (
             "operators of ONNX Runtime alone, as its optimiser and its transformers tools write them",
-            "build from the file before that optimisation, or save it with graph_optimization_level = "
-            "ORT_ENABLE_BASIC",
+            (
+                "build from the file before that optimisation, or save it with graph_optimization_level = "
+                "ORT_ENABLE_BASIC"
+            ),
         )
     plugin = (
         name.endswith("_trt") or "plugin" in f"{domain} {name}" or "trt" in domain or "tensorrt" in domain
@@ -158,14 +172,18 @@ def _origin(node: NodeProto) -> tuple[str, str]:
     if plugin or name.endswith(("nms_trt", "nms")):
         return (
             "TensorRT plugins in front of or among its heads, and no plugin library is loaded",
-            "export the network with standard ONNX operators; a plugin behind the heads (NMS, top K) is cut off once the "
-            "heads are tensors in front of it: name them in a spec, --spec",
+            (
+                "export the network with standard ONNX operators; a plugin behind the heads (NMS, top K) is cut off once the "
+                "heads are tensors in front of it: name them in a spec, --spec"
+            ),
         )
     if any(word in domain for word in ("aten", "prim", "torch", "onnxscript")):
         return (
             "operators of PyTorch that its exporter left as they were",
-            "export again with a newer opset (19), with dynamo=True, or with operator_export_type=ONNX, and write the module "
-            "with operators that ONNX has",
+            (
+                "export again with a newer opset (19), with dynamo=True, or with operator_export_type=ONNX, and write the module "
+                "with operators that ONNX has"
+            ),
         )
     if "mmcv" in domain or "mmdeploy" in domain or name.startswith("mmcv"):
         return (
@@ -175,8 +193,10 @@ def _origin(node: NodeProto) -> tuple[str, str]:
     where = "" if domain == FOREIGN_DOMAIN else f" of the domain {node.domain}"
     return (
         f"operators{where} that ONNX does not define: of another vendor, of a plugin, or misspelt",
-        "export the network with standard ONNX operators; deformable convolutions are read in the spellings that "
-        "docs/models.md lists",
+        (
+            "export the network with standard ONNX operators; deformable convolutions are read in the spellings that "
+            "docs/models.md lists"
+        ),
     )
 
 
