@@ -18,6 +18,7 @@ __all__ = [
     "HeadError",
     "check_dynamic_batch",
     "compare_models",
+    "own_spread",
     "random_feeds",
     "run_model",
 ]
@@ -195,6 +196,47 @@ def head_error(name: str, expected: NDArray[Any], found: NDArray[Any]) -> HeadEr
     max_abs = float(difference.max(initial=0.0))
     max_rel = max_abs / magnitude if magnitude else (np.inf if max_abs else 0.0)
     return HeadError(max_abs, float(max_rel), magnitude, expected.shape)
+
+
+def own_spread(
+    model: ModelProto,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    step: float = 1e-6,
+    seed: int = 0,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    threads: int = 2,
+) -> dict[str, float]:
+    """Measure how much the outputs of a model vary by themselves, numerically.
+
+    Args:
+        model: any.
+        shapes: see `random_feeds`.
+        step: relative change of the input, that of an fp32 rounding by default.
+        seed: see `random_feeds`.
+        value_range: see `random_feeds`.
+        threads: see `run_model`.
+
+    Returns:
+        Output name -> the largest difference, relative to its largest magnitude, between the model as it is, the model
+        optimised by ONNX Runtime, and the model with its input times 1 + `step`.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the model.
+    """
+    feeds = random_feeds(model, shapes, seed=seed, value_range=value_range)
+    plain = run_model(model, feeds, mode="faithful", threads=threads)
+    nudged = {
+        name: (array.astype(np.float64) * (1 + step)).astype(array.dtype) for name, array in feeds.items()
+    }
+    others = (
+        run_model(model, feeds, mode="fast", threads=threads),
+        run_model(model, nudged, mode="faithful", threads=threads),
+    )
+    return {
+        name: max(head_error(name, array, other[name]).max_rel for other in others)
+        for name, array in plain.items()
+    }
 
 
 def check_dynamic_batch(

@@ -27,6 +27,7 @@ __all__ = [
     "PROTOBUF_LIMIT",
     "check",
     "element_types",
+    "holds_half",
     "loadable",
     "open_session",
     "refresh_shapes",
@@ -81,7 +82,7 @@ def open_session(
         BackendError: ONNX Runtime is missing or refuses the graph, or a temporary file cannot be written.
         ModelError: shapes or types contradict each other (`faithful`, fp16 only).
     """
-    if mode == "faithful" and _holds_half(model):
+    if mode == "faithful" and holds_half(model):
         copy = ModelProto()
         copy.CopyFrom(model)
         refresh_shapes(copy)  # rounding needs the type of every tensor
@@ -99,7 +100,8 @@ def open_session(
         ) from error
 
 
-def _holds_half(model: ModelProto) -> bool:
+def holds_half(model: ModelProto) -> bool:
+    """Whether inputs, outputs or weights of a graph are fp16."""
     half = onnx.TensorProto.FLOAT16
     values = (*model.graph.input, *model.graph.output)
     return any(value.type.tensor_type.elem_type == half for value in values) or any(
