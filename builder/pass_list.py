@@ -33,7 +33,7 @@ from centernet_trt.builder.passes.fp32 import holds_fp16, to_fp32
 from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quantised
 from centernet_trt.builder.progress import BuildReporter
 from centernet_trt.builder.source import read_original
-from centernet_trt.errors import InputError, ModelError, SpecError
+from centernet_trt.errors import BackendError, InputError, ModelError, SpecError
 from centernet_trt.runtime.manifest import PassRecord, ProfileRecord
 from centernet_trt.runtime.spec import FixedSize, ModelSpec
 
@@ -249,9 +249,18 @@ def _narrow(state: Preparation) -> None:
 
 def _compare(state: Preparation) -> None:
     refresh_shapes(state.model)  # the bundle's model states every tensor's type, which faithful mode reads
-    state.differences = compare_with_source(
-        _reference(state), state.model, state.spec, state.shape, state.options.precision, state.notes
-    )
+    state.differences = _differences(state, _reference(state))
+
+
+def _differences(state: Preparation, source: ModelProto) -> dict[str, HeadError]:
+    try:
+        return compare_with_source(
+            source, state.model, state.spec, state.shape, state.options.precision, state.notes
+        )
+    except BackendError:  # ONNX Runtime has dropped much of the oldest opsets
+        if source is state.source:
+            raise
+        return _differences(state, state.source)
 
 
 def _reference(state: Preparation) -> ModelProto:

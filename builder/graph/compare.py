@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.external_data import make_constant
 from centernet_trt.builder.graph.shapes import open_session
 from centernet_trt.errors import BackendError, ModelError
 from centernet_trt.runtime.host.onnxruntime import Mode
@@ -23,6 +24,8 @@ __all__ = [
     "run_model",
 ]
 
+# Operators whose inputs but the first are weights.
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "BatchNormalization"})
 Feeds = Mapping[str, NDArray[Any]]
 
 
@@ -202,7 +205,7 @@ def own_spread(
     model: ModelProto,
     shapes: Mapping[str, Sequence[int]] | None = None,
     *,
-    step: float = 1e-6,
+    step: float = 2.0**-23,
     seed: int = 0,
     value_range: tuple[float, float] = (0.0, 1.0),
     threads: int = 2,
@@ -212,31 +215,46 @@ def own_spread(
     Args:
         model: any.
         shapes: see `random_feeds`.
-        step: relative change of the input, that of an fp32 rounding by default.
+        step: relative change of the input and the weights, that of an fp32 rounding by default.
         seed: see `random_feeds`.
         value_range: see `random_feeds`.
         threads: see `run_model`.
 
     Returns:
         Output name -> the largest difference, relative to its largest magnitude, between the model as it is, the model
-        optimised by ONNX Runtime, and the model with its input times 1 + `step`.
+        optimised by ONNX Runtime, and the model with its input and weights changed by `step`.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
     """
     feeds = random_feeds(model, shapes, seed=seed, value_range=value_range)
     plain = run_model(model, feeds, mode="faithful", threads=threads)
-    nudged = {
-        name: (array.astype(np.float64) * (1 + step)).astype(array.dtype) for name, array in feeds.items()
-    }
+    random = np.random.default_rng(seed)
+    nudged = {name: _nudged(array, step, random) for name, array in feeds.items()}
     others = (
         run_model(model, feeds, mode="fast", threads=threads),
-        run_model(model, nudged, mode="faithful", threads=threads),
+        run_model(_nudged_weights(model, step, random), nudged, mode="faithful", threads=threads),
     )
     return {
         name: max(head_error(name, array, other[name]).max_rel for other in others)
         for name, array in plain.items()
     }
+
+
+def _nudged(array: NDArray[Any], step: float, random: np.random.Generator) -> NDArray[Any]:
+    return np.asarray(array * (1 + step * random.choice([-1.0, 1.0], array.shape))).astype(array.dtype)
+
+
+def _nudged_weights(model: ModelProto, step: float, random: np.random.Generator) -> ModelProto:
+    model = g.copy_model(model)
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    weights = {
+        name for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input[1:] if name
+    }
+    for tensor in model.graph.initializer:
+        if tensor.name in weights and tensor.data_type in floats:
+            tensor.CopyFrom(make_constant(tensor.name, _nudged(g.as_array(tensor), step, random)))
+    return model
 
 
 def check_dynamic_batch(

@@ -78,7 +78,7 @@ def compare_with_source(
         spec: gives the name of the image input and its normalisation.
         shape: (height, width) of the input.
         precision: of the typed graph; an fp32 graph must agree within `FP32_TOLERANCE`, or within what the source varies
-            by itself: run with ONNX Runtime's optimisations and without, or with its input changed by a rounding error.
+            by itself: run with ONNX Runtime's optimisations and without, or with its input and weights changed by a rounding error.
         notes: receives a note for each head that agrees within the source's own spread only.
 
     Returns:
@@ -118,7 +118,7 @@ def _judge_by_spread(
 ) -> list[str]:
     """Notes for heads that differ as the source varies by itself; ModelError for one that differs more."""
     half = holds_half(source)
-    step = 2.0**-10 if half else 1e-6
+    step = 2.0**-10 if half else 2.0**-23
     spread = own_spread(
         source, {spec.input.name or "": (1, 3, *shape)}, step=step, value_range=input_values(spec.input)
     )
@@ -134,7 +134,7 @@ def _judge_by_spread(
         kind = "fp16 rounding" if half else "fp32 rounding"
         notes.append(
             f"head {name!r} differs by {error:.2g} of its largest magnitude from the source, which by itself varies by "
-            f"{own:.2g} ({kind}: run optimised or not, or with its input changed by {step:.1g})"
+            f"{own:.2g} ({kind}: run optimised or not, or with its input and weights changed by {step:.1g})"
         )
     return notes
 
