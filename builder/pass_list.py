@@ -25,6 +25,7 @@ from centernet_trt.builder.int8.quantise import Int8Result, make_int8
 from centernet_trt.builder.int8.validate import Measured, measure
 from centernet_trt.builder.options import BuildOptions
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.builder.passes.branches import check_control_flow, inline_constant_branches
 from centernet_trt.builder.passes.deform_conv import has_deform_conv, standardise_deform_conv
 from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
@@ -63,7 +64,7 @@ class Preparation:
     source: ModelProto = field(
         init=False
     )  # what the result is compared with: cut at the heads, no pass has changed it
-    original: ModelProto | None = None  # the file's graph, if `load` converted it to a newer opset
+    original: ModelProto | None = None  # the file's graph, if `load` rewrote it
     spec: ModelSpec = field(init=False)
     profiles: tuple[ProfileRecord, ...] = field(init=False)
     differences: dict[str, HeadError] = field(init=False)
@@ -119,9 +120,10 @@ class Pass:
 
 def _load(state: Preparation) -> None:
     read = read_original(state.path)
-    state.model = upgrade(read, state.path)
-    converted = main_opset(read) != main_opset(state.model)
-    state.original = read if converted and not has_deform_conv(read) else None
+    converted = upgrade(read, state.path)
+    state.model = inline_constant_branches(converted, free_sizes=True)
+    rewritten = main_opset(read) != main_opset(converted) or state.model is not converted
+    state.original = read if rewritten and not has_deform_conv(read) else None
 
 
 def _standardise(state: Preparation) -> None:
@@ -187,7 +189,9 @@ def _check_batch(state: Preparation) -> None:
 
 
 def _fold_constants(state: Preparation) -> None:
-    state.model = fold_constants(constants_to_initializers(state.model))
+    state.model = fold_constants(inline_constant_branches(constants_to_initializers(state.model)))
+    if state.options.precision != "fp32":
+        check_control_flow(state.model)
 
 
 def _fold_batch_norm(state: Preparation) -> None:
@@ -279,7 +283,7 @@ def _reference(state: Preparation) -> ModelProto:
 PASSES: tuple[Pass, ...] = (
     Pass(
         "load",
-        "reads and checks the file, drops inputs and constants that nothing needs, names every node",
+        "reads and checks the file, drops inputs and constants that nothing needs, resolves constant conditions, names every node",
         _load,
     ),
     Pass(

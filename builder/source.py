@@ -8,6 +8,7 @@ from onnx import ModelProto
 from centernet_trt.builder.graph.complexity import count_complexity
 from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
 from centernet_trt.builder.graph.load import load_model, read_model
+from centernet_trt.builder.passes.branches import inline_constant_branches
 from centernet_trt.builder.passes.deform_conv import FOREIGN_OPS, standardise_deform_conv
 from centernet_trt.errors import CenterNetError
 from centernet_trt.runtime.bundle import EngineBundle
@@ -25,7 +26,7 @@ __all__ = [
 
 
 def load_source(path: Path) -> ModelProto:
-    """Load an ONNX file, its deformable convolutions as they are.
+    """Load an ONNX file, its deformable convolutions as they are, its constant conditions resolved.
 
     Args:
         path: the .onnx file.
@@ -33,7 +34,8 @@ def load_source(path: Path) -> ModelProto:
     Raises:
         ModelError: the file cannot be read.
     """
-    return load_model(path, foreign_ops=FOREIGN_OPS, plugins_behind_heads=True)
+    model = load_model(path, foreign_ops=FOREIGN_OPS, plugins_behind_heads=True)
+    return inline_constant_branches(model, free_sizes=True)
 
 
 def read_original(path: Path) -> ModelProto:

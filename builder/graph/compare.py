@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.diagnose import TRAINING_HINT, TYPES_HINT, mixes_images
 from centernet_trt.builder.graph.external_data import make_constant
 from centernet_trt.builder.graph.shapes import open_session
 from centernet_trt.errors import BackendError, ModelError
@@ -289,7 +290,7 @@ def check_dynamic_batch(
     except BackendError as error:
         raise ModelError(
             f"the graph does not run on one image of {shape[1]}x{shape[2]} pixels: {error.message}",
-            "a shape in the graph contradicts its weights or the input size; export it with dynamic axes",
+            _run_hint(error.message),
         ) from error
     try:
         batch = run({input_name: pair})
@@ -302,11 +303,29 @@ def check_dynamic_batch(
             raise _baked(model, f"output {name!r} has shape {shapes}")
         error_found = head_error(name, np.concatenate(single), both)
         if not error_found.max_rel <= tolerance:
+            if mixing := mixes_images(model):
+                raise ModelError(
+                    f"the images of a batch influence each other (output {name!r} differs by {error_found.max_rel:.2g}, "
+                    f"relative): {', '.join(mixing[:5])} reduce over the batch, as batch norms in training mode do",
+                    TRAINING_HINT,
+                )
             raise _baked(
                 model,
                 f"output {name!r} of a batch of two differs by {error_found.max_rel:.2g} (relative) from that of single "
                 f"images; expected at most {tolerance:.2g}",
             )
+
+
+def _run_hint(text: str) -> str:
+    """What to do about a graph that ONNX Runtime does not run, by its message."""
+    if "Type Error" in text or "Type parameter" in text:
+        return TYPES_HINT
+    if "hannels" in text:
+        return (
+            "the weights of that node are for another number of channels: export the model again, with an image of 3 "
+            "channels as its input"
+        )
+    return "a shape in the graph contradicts its weights or the input size; export it with dynamic axes"
 
 
 def _inputs(model: ModelProto) -> list[ValueInfoProto]:

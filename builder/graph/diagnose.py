@@ -11,6 +11,7 @@ from centernet_trt.errors import ModelError
 __all__ = [
     "FOREIGN_DOMAIN",
     "TRAINING_HINT",
+    "TYPES_HINT",
     "all_nodes",
     "check_inference_mode",
     "check_operators",
@@ -25,6 +26,10 @@ FOREIGN_DOMAIN = "centernet_trt.foreign"
 """Domain for operators of the ONNX domain that ONNX does not define, which the checker and the converter then ignore."""
 
 TRAINING_HINT = "call model.eval() before exporting (torch.onnx.export: training=TrainingMode.EVAL)"
+TYPES_HINT = (
+    "the types of the graph's tensors do not agree, as in exports of mixed precision: export in float32, without autocast; "
+    "--precision fp16 types the graph"
+)
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 # Operator types that name the plugin in an attribute.

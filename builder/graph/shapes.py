@@ -12,6 +12,7 @@ import onnx
 from onnx import ModelProto, TensorShapeProto, ValueInfoProto, checker, helper
 from onnx.shape_inference import InferenceError, infer_shapes
 
+from centernet_trt.builder.graph.diagnose import TYPES_HINT
 from centernet_trt.builder.graph.external_data import (
     PROTOBUF_LIMIT,
     data_folder,
@@ -172,7 +173,11 @@ def refresh_shapes(model: ModelProto, *, clear_outputs: bool = True) -> None:
     except (InferenceError, ValueError) as error:
         raise ModelError(
             f"shape inference fails: {error}",
-            "the graph holds a shape that does not fit its inputs; export it with dynamic axes",
+            TYPES_HINT
+            if any(
+                words in str(error) for words in ("inconsistent type", "TypeInferenceError", "element type")
+            )
+            else "the graph holds a shape that does not fit its inputs; export it with dynamic axes",
         ) from error
     graph.value_info.extend(inferred.graph.value_info)
     types = {value.name: value for value in inferred.graph.output}
