@@ -303,17 +303,16 @@ def check_dynamic_batch(
             raise _baked(model, f"output {name!r} has shape {shapes}")
         error_found = head_error(name, np.concatenate(single), both)
         if not error_found.max_rel <= tolerance:
+            what = (
+                f"output {name!r} of a batch of two differs by {error_found.max_rel:.2g} (relative) from that of single "
+                f"images; expected at most {tolerance:.2g}"
+            )
             if mixing := mixes_images(model):
                 raise ModelError(
-                    f"the images of a batch influence each other (output {name!r} differs by {error_found.max_rel:.2g}, "
-                    f"relative): {', '.join(mixing[:5])} reduce over the batch, as batch norms in training mode do",
-                    TRAINING_HINT,
+                    f"{what}: {', '.join(mixing[:5])} reduce over the batch, as batch norms in training mode do",
+                    f"{TRAINING_HINT}; a network that does so by design cannot have a dynamic batch: build with --batch 1",
                 )
-            raise _baked(
-                model,
-                f"output {name!r} of a batch of two differs by {error_found.max_rel:.2g} (relative) from that of single "
-                f"images; expected at most {tolerance:.2g}",
-            )
+            raise _baked(model, what)
 
 
 def _run_hint(text: str) -> str:

@@ -13,6 +13,8 @@ from onnx import GraphProto, ModelProto, TensorProto, checker, helper, numpy_hel
 
 from centernet_trt.builder.build import BuildOptions
 from centernet_trt.builder.graph.compare import run_model
+from centernet_trt.builder.graph.load import load_model
+from centernet_trt.builder.guess.spec import guess_spec
 from centernet_trt.builder.passes.branches import inline_constant_branches
 from centernet_trt.builder.prepare import prepare
 from centernet_trt.builder.source import read_source
@@ -171,3 +173,56 @@ def test_a_condition_on_the_image_is_refused_where_nodes_are_typed(tmp_path: Pat
     with pytest.raises(ModelError, match=r"control flow that depends on its input: 'if_y' \(If\)") as caught:
         prepare(tmp_path / "m.onnx", tiny_spec(), options("fp16"))
     assert "--precision fp32" in caught.value.hint
+
+
+def test_a_loop_is_refused_where_nodes_are_typed(tmp_path: Path) -> None:
+    def value(name: str, kind: int = 1) -> Any:
+        return helper.make_tensor_value_info(name, kind, None if kind == 1 else [])
+
+    body = helper.make_graph(
+        [Node("Relu", ["in"], ["out"]), Node("Identity", ["go"], ["on"])],
+        "body",
+        [value("i", 7), value("go", 9), value("in")],
+        [value("on", 9), value("out")],
+    )
+    loop = Node("Loop", ["count", "start", "x"], ["y"], name="loop", body=body)
+    onnx.save(in_front([loop], {"count": np.array(2), "start": np.array(True)}), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"control flow that depends on its input: 'loop' \(Loop\)"):
+        prepare(tmp_path / "m.onnx", tiny_spec(), options("fp16"))
+
+
+PLUGINS = {
+    "EfficientNMS_TRT": ("", 4), "BatchedNMSDynamic_TRT": ("TRT", 4), "BatchedNMS_TRT": ("trt.plugins", 4),
+    "NonMaxSuppressionPlugin": ("acme", 1), "Plugin": ("", 2), "CenterNetDecode": ("acme.ops", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("imported", [True, False])
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_a_plugin_behind_the_heads_is_cut_off(kind: str, imported: bool, tmp_path: Path) -> None:
+    """What is built is the network in front of it, guessed and with a spec, as if the plugin were not there."""
+    domain, count = PLUGINS[kind]
+    source = tiny_model()
+    source.graph.node.extend(
+        [
+            Node("Sigmoid", ["hm"], ["scores"], name="sigmoid"),
+            Node(kind, ["wh", "reg", "scores"], [f"out{i}" for i in range(count)], name="nms", domain=domain),
+        ]
+    )
+    del source.graph.output[:]
+    source.graph.output.extend(
+        helper.make_tensor_value_info(f"out{i}", TensorProto.FLOAT, ["batch", None]) for i in range(count)
+    )
+    if imported and domain:
+        source.opset_import.append(helper.make_opsetid(domain, 1))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(source.SerializeToString())
+    guessed = guess_spec(read_source(path)).require_spec()
+    assert set(guessed.heads.tensors) == {"hm", "wh", "reg"}
+    found = prepare(path, tiny_spec(), options("fp16"))
+    plain = tiny_model()
+    feeds = {"image": np.random.default_rng(0).random((1, 3, 64, 64), np.float32)}
+    for name, wanted in run_model(plain, feeds).items():
+        np.testing.assert_allclose(run_model(found.model, feeds)[name], wanted, atol=2e-2)
+    with pytest.raises(ModelError, match=f"'nms' .*{kind}"):
+        load_model(path)
