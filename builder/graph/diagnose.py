@@ -162,7 +162,8 @@ def _label(node: NodeProto) -> str:
 
 def _origin(node: NodeProto) -> tuple[str, str]:
     """What a foreign operator is, and what to do."""
-    domain, name = node.domain.lower(), f"{node.op_type} {operator_name(node)}".lower()
+    domain = "" if node.domain == FOREIGN_DOMAIN else node.domain.lower()
+    name = f"{node.op_type} {operator_name(node)}".lower()
     if domain.startswith(("com.microsoft", "com.ms.")):
         return (
             "operators of ONNX Runtime alone, as its optimiser and its transformers tools write them",
@@ -171,15 +172,17 @@ def _origin(node: NodeProto) -> tuple[str, str]:
                 "ORT_ENABLE_BASIC"
             ),
         )
-    plugin = (
-        name.endswith("_trt") or "plugin" in f"{domain} {name}" or "trt" in domain or "tensorrt" in domain
-    )
-    if plugin or name.endswith(("nms_trt", "nms")):
+    if (
+        name.endswith(("_trt", "nms"))
+        or "plugin" in f"{domain} {name}"
+        or "trt" in domain
+        or "tensorrt" in domain
+    ):
         return (
             "TensorRT plugins in front of or among its heads, and no plugin library is loaded",
             (
-                "export the network with standard ONNX operators; a plugin behind the heads (NMS, top K) is cut off once the "
-                "heads are tensors in front of it: name them in a spec, --spec"
+                "export the network with standard ONNX operators; a plugin behind the heads (NMS, top K) is cut off once "
+                "the heads are tensors in front of it: name them in a spec, --spec"
             ),
         )
     if any(word in domain for word in ("aten", "prim", "torch", "onnxscript")):
@@ -195,7 +198,7 @@ def _origin(node: NodeProto) -> tuple[str, str]:
             "operators of mmcv that ONNX does not define",
             "export the network without them: the raw heads alone, with standard ONNX operators",
         )
-    where = "" if domain == FOREIGN_DOMAIN else f" of the domain {node.domain}"
+    where = f" of the domain {node.domain}" if domain else ""
     return (
         f"operators{where} that ONNX does not define: of another vendor, of a plugin, or misspelt",
         (
