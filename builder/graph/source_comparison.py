@@ -122,7 +122,6 @@ def _judge_by_spread(
     spread = own_spread(
         source, {spec.input.name or "": (1, 3, *shape)}, step=step, value_range=input_values(spec.input)
     )
-    notes = []
     for name in names:
         error, own = found[name].max_rel, spread[name]
         if not error <= max(FP32_TOLERANCE, SPREAD_FACTOR * own):
@@ -131,12 +130,14 @@ def _judge_by_spread(
                 f"difference from the source, which varies by {own:.2g} by itself, got {error:.2g}",
                 "this is a defect of a pass: please report it with the model",
             )
-        kind = "fp16 rounding" if half else "fp32 rounding"
-        notes.append(
-            f"head {name!r} differs by {error:.2g} of its largest magnitude from the source, which by itself varies by "
-            f"{own:.2g} ({kind}: run optimised or not, or with its input and weights changed by {step:.1g})"
+    worst = max(names, key=lambda name: found[name].max_rel)
+    return [
+        (
+            f"the heads {', '.join(names)} differ from the source by up to {found[worst].max_rel:.2g} of their largest magnitude "
+            f"({worst}, which by itself varies by {spread[worst]:.2g}: run optimised or not, or with its input and weights "
+            f"changed by an {'fp16' if half else 'fp32'} rounding)"
         )
-    return notes
+    ]
 
 
 def comparison_records(

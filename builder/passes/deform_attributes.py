@@ -9,6 +9,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.diagnose import FOREIGN_DOMAIN, operator_name
 from centernet_trt.errors import ModelError
 
 __all__ = ["SCALARS", "label", "read_attributes"]
@@ -66,9 +67,8 @@ _FIXED["bilinear_interpolation_pad"] = ("1", "true")  # zeros outside, as Deform
 
 def label(node: NodeProto) -> str:
     """The node as messages name it."""
-    return (
-        f"deformable convolution {node.name or node.output[0]!r} ({node.domain or 'ai.onnx'}.{node.op_type})"
-    )
+    domain = "ai.onnx" if node.domain in ("", FOREIGN_DOMAIN) else node.domain
+    return f"deformable convolution {node.name or node.output[0]!r} ({domain}.{operator_name(node)})"
 
 
 def read_attributes(node: NodeProto, given: Mapping[str, Any] | None = None) -> dict[str, list[int]]:

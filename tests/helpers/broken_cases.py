@@ -221,7 +221,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absent": (lambda folder: folder / "absent.onnx", "absent.onnx"),
     "a folder": (lambda folder: folder, "folder|directory"),
     "empty file": (written(b""), "empty"),
-    "a picture": (written(PICTURE), "JPEG"),
+    "an image": (written(PICTURE), "JPEG"),
     "a checkpoint": (written(b"PK\x03\x04" + bytes(200)), "zip archive"),
     "text": (written(b"hello, this is no model at all\n" * 9), "not an? (valid )?ONNX"),
     "truncated": (truncated, "truncated|damaged|not an? (valid )?ONNX"),
