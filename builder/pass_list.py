@@ -16,21 +16,25 @@ from centernet_trt.builder.calibration.fp16_ranges import (
 )
 from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.graph.compare import HeadError, check_dynamic_batch
+from centernet_trt.builder.graph.edit import main_opset
 from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
+from centernet_trt.builder.graph.load import upgrade
 from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.builder.graph.source_comparison import batch_check_shape, compare_with_source, input_values
 from centernet_trt.builder.int8.quantise import Int8Result, make_int8
 from centernet_trt.builder.int8.validate import Measured, measure
 from centernet_trt.builder.options import BuildOptions
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
+from centernet_trt.builder.passes.branches import check_control_flow, inline_constant_branches
 from centernet_trt.builder.passes.deform_conv import has_deform_conv, standardise_deform_conv
 from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import to_fp16
+from centernet_trt.builder.passes.fp32 import holds_fp16, to_fp32
 from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quantised
 from centernet_trt.builder.progress import BuildReporter
-from centernet_trt.builder.source import load_source
-from centernet_trt.errors import InputError, SpecError
+from centernet_trt.builder.source import read_original
+from centernet_trt.errors import BackendError, InputError, ModelError, SpecError
 from centernet_trt.runtime.manifest import PassRecord, ProfileRecord
 from centernet_trt.runtime.spec import FixedSize, ModelSpec
 
@@ -57,7 +61,10 @@ class Preparation:
     lower_deform_conv: bool
     reporter: BuildReporter
     model: ModelProto = field(default_factory=ModelProto)
-    source: ModelProto = field(init=False)
+    source: ModelProto = field(
+        init=False
+    )  # what the result is compared with: cut at the heads, no pass has changed it
+    original: ModelProto | None = None  # the file's graph, if `load` rewrote it
     spec: ModelSpec = field(init=False)
     profiles: tuple[ProfileRecord, ...] = field(init=False)
     differences: dict[str, HeadError] = field(init=False)
@@ -112,7 +119,11 @@ class Pass:
 
 
 def _load(state: Preparation) -> None:
-    state.model = load_source(state.path)
+    read = read_original(state.path)
+    converted = upgrade(read, state.path)
+    state.model = inline_constant_branches(converted, free_sizes=True)
+    rewritten = main_opset(read) != main_opset(converted) or state.model is not converted
+    state.original = read if rewritten and not has_deform_conv(read) else None
 
 
 def _standardise(state: Preparation) -> None:
@@ -154,12 +165,20 @@ def _free_shapes(state: Preparation) -> None:
 def _repair(state: Preparation) -> None:
     # PyTorch shares equal scales and zero points through Identity nodes: folding makes them constants.
     model = remove_identities(fold_constants(constants_to_initializers(state.model)))
-    state.model = state.source = repair_quantised(model)
+    state.model = repair_quantised(model)
     if state.options.precision != "int8":
         raise InputError(
             f"expected precision int8 for a graph that carries quantisation of its own (Q/DQ), got {state.options.precision}",
             "build with --precision int8, or export the graph without its quantisation",
         )
+
+
+def _to_fp32(state: Preparation) -> None:
+    state.model = to_fp32(state.model)
+    state.notes.append(
+        "the graph was exported in fp16: its weights are the rounded ones, its arithmetic is fp32 now; a graph exported in "
+        "fp32 is more exact"
+    )
 
 
 def _check_batch(state: Preparation) -> None:
@@ -170,7 +189,9 @@ def _check_batch(state: Preparation) -> None:
 
 
 def _fold_constants(state: Preparation) -> None:
-    state.model = fold_constants(constants_to_initializers(state.model))
+    state.model = fold_constants(inline_constant_branches(constants_to_initializers(state.model)))
+    if state.options.precision != "fp32":
+        check_control_flow(state.model)
 
 
 def _fold_batch_norm(state: Preparation) -> None:
@@ -232,15 +253,37 @@ def _narrow(state: Preparation) -> None:
 
 def _compare(state: Preparation) -> None:
     refresh_shapes(state.model)  # the bundle's model states every tensor's type, which faithful mode reads
-    state.differences = compare_with_source(
-        state.source, state.model, state.spec, state.shape, state.options.precision
-    )
+    state.differences = _differences(state, _reference(state))
+
+
+def _differences(state: Preparation, source: ModelProto) -> dict[str, HeadError]:
+    try:
+        return compare_with_source(
+            source, state.model, state.spec, state.shape, state.options.precision, state.notes
+        )
+    except BackendError:  # ONNX Runtime has dropped much of the oldest opsets
+        if source is state.source:
+            raise
+        return _differences(state, state.source)
+
+
+def _reference(state: Preparation) -> ModelProto:
+    """The graph as it is in the file, cut at the heads, so that a wrong conversion shows too."""
+    if state.original is None:
+        return state.source
+    try:
+        cut = keep_heads(state.original, state.spec.heads.tensors)
+        if size := state.fixed_size:
+            cut = set_input_size(cut, state.input_name, size.height, size.width)
+        return make_dynamic(cut, state.input_name, size=size is None)
+    except ModelError:  # a tensor that only the conversion made, or an operator without shape inference
+        return state.source
 
 
 PASSES: tuple[Pass, ...] = (
     Pass(
         "load",
-        "reads and checks the file, drops inputs and constants that nothing needs, names every node",
+        "reads and checks the file, drops inputs and constants that nothing needs, resolves constant conditions, names every node",
         _load,
     ),
     Pass(
@@ -272,6 +315,13 @@ PASSES: tuple[Pass, ...] = (
         _repair,
         "the graph carries Q/DQ",
         lambda state: carries_quantisation(state.model),
+    ),
+    Pass(
+        "fp32",
+        "types all fp16 fp32: weights, casts, inputs and outputs",
+        _to_fp32,
+        "fp32, and the graph holds fp16",
+        lambda state: state.options.precision == "fp32" and holds_fp16(state.model),
     ),
     Pass(
         "batch check",
@@ -327,7 +377,7 @@ PASSES: tuple[Pass, ...] = (
     ),
     Pass(
         "compare",
-        "runs source and result on one random image: the difference of every head is in the manifest",
+        "runs the graph as it came and the result on one random image: the difference of every head is in the manifest",
         _compare,
     ),
 )

@@ -7,18 +7,26 @@ from onnx import ModelProto
 
 from centernet_trt.builder.graph.complexity import count_complexity
 from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
-from centernet_trt.builder.graph.load import load_model
+from centernet_trt.builder.graph.load import load_model, read_model
+from centernet_trt.builder.passes.branches import inline_constant_branches
 from centernet_trt.builder.passes.deform_conv import FOREIGN_OPS, standardise_deform_conv
 from centernet_trt.errors import CenterNetError
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest
 from centernet_trt.runtime.spec import FixedSize
 
-__all__ = ["comparable_source", "count_work", "load_source", "read_source", "try_count"]
+__all__ = [
+    "comparable_source",
+    "count_work",
+    "load_source",
+    "read_original",
+    "read_source",
+    "try_count",
+]
 
 
 def load_source(path: Path) -> ModelProto:
-    """Load an ONNX file, its deformable convolutions as they are.
+    """Load an ONNX file, its deformable convolutions as they are, its constant conditions resolved.
 
     Args:
         path: the .onnx file.
@@ -26,7 +34,20 @@ def load_source(path: Path) -> ModelProto:
     Raises:
         ModelError: the file cannot be read.
     """
-    return load_model(path, foreign_ops=FOREIGN_OPS)
+    model = load_model(path, foreign_ops=FOREIGN_OPS, plugins_behind_heads=True)
+    return inline_constant_branches(model, free_sizes=True)
+
+
+def read_original(path: Path) -> ModelProto:
+    """Read an ONNX file as it is: of its own opset, deformable convolutions as they are.
+
+    Args:
+        path: the .onnx file.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    return read_model(path, foreign_ops=FOREIGN_OPS, plugins_behind_heads=True)
 
 
 def read_source(path: Path) -> ModelProto:

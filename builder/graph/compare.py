@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.diagnose import TRAINING_HINT, TYPES_HINT, mixes_images
+from centernet_trt.builder.graph.external_data import make_constant
 from centernet_trt.builder.graph.shapes import open_session
 from centernet_trt.errors import BackendError, ModelError
 from centernet_trt.runtime.host.onnxruntime import Mode
@@ -18,10 +20,13 @@ __all__ = [
     "HeadError",
     "check_dynamic_batch",
     "compare_models",
+    "own_spread",
     "random_feeds",
     "run_model",
 ]
 
+# Operators whose inputs but the first are weights.
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "BatchNormalization"})
 Feeds = Mapping[str, NDArray[Any]]
 
 
@@ -197,6 +202,62 @@ def head_error(name: str, expected: NDArray[Any], found: NDArray[Any]) -> HeadEr
     return HeadError(max_abs, float(max_rel), magnitude, expected.shape)
 
 
+def own_spread(
+    model: ModelProto,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    step: float = 2.0**-23,
+    seed: int = 0,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    threads: int = 2,
+) -> dict[str, float]:
+    """Measure how much the outputs of a model vary by themselves, numerically.
+
+    Args:
+        model: any.
+        shapes: see `random_feeds`.
+        step: relative change of the input and the weights, that of an fp32 rounding by default.
+        seed: see `random_feeds`.
+        value_range: see `random_feeds`.
+        threads: see `run_model`.
+
+    Returns:
+        Output name -> the largest difference, relative to its largest magnitude, between the model as it is, the model
+        optimised by ONNX Runtime, and the model with its input and weights changed by `step`.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the model.
+    """
+    feeds = random_feeds(model, shapes, seed=seed, value_range=value_range)
+    plain = run_model(model, feeds, mode="faithful", threads=threads)
+    random = np.random.default_rng(seed)
+    nudged = {name: _nudged(array, step, random) for name, array in feeds.items()}
+    others = (
+        run_model(model, feeds, mode="fast", threads=threads),
+        run_model(_nudged_weights(model, step, random), nudged, mode="faithful", threads=threads),
+    )
+    return {
+        name: max(head_error(name, array, other[name]).max_rel for other in others)
+        for name, array in plain.items()
+    }
+
+
+def _nudged(array: NDArray[Any], step: float, random: np.random.Generator) -> NDArray[Any]:
+    return np.asarray(array * (1 + step * random.choice([-1.0, 1.0], array.shape))).astype(array.dtype)
+
+
+def _nudged_weights(model: ModelProto, step: float, random: np.random.Generator) -> ModelProto:
+    model = g.copy_model(model)
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    weights = {
+        name for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input[1:] if name
+    }
+    for tensor in model.graph.initializer:
+        if tensor.name in weights and tensor.data_type in floats:
+            tensor.CopyFrom(make_constant(tensor.name, _nudged(g.as_array(tensor), step, random)))
+    return model
+
+
 def check_dynamic_batch(
     model: ModelProto,
     input_name: str,
@@ -229,7 +290,7 @@ def check_dynamic_batch(
     except BackendError as error:
         raise ModelError(
             f"the graph does not run on one image of {shape[1]}x{shape[2]} pixels: {error.message}",
-            "a shape in the graph contradicts its weights or the input size; export it with dynamic axes",
+            _run_hint(error.message),
         ) from error
     try:
         batch = run({input_name: pair})
@@ -242,11 +303,28 @@ def check_dynamic_batch(
             raise _baked(model, f"output {name!r} has shape {shapes}")
         error_found = head_error(name, np.concatenate(single), both)
         if not error_found.max_rel <= tolerance:
-            raise _baked(
-                model,
+            what = (
                 f"output {name!r} of a batch of two differs by {error_found.max_rel:.2g} (relative) from that of single "
-                f"images; expected at most {tolerance:.2g}",
+                f"images; expected at most {tolerance:.2g}"
             )
+            if mixing := mixes_images(model):
+                raise ModelError(
+                    f"{what}: {', '.join(mixing[:5])} reduce over the batch, as batch norms in training mode do",
+                    f"{TRAINING_HINT}; a network that does so by design cannot have a dynamic batch: build with --batch 1",
+                )
+            raise _baked(model, what)
+
+
+def _run_hint(text: str) -> str:
+    """What to do about a graph that ONNX Runtime does not run, by its message."""
+    if "Type Error" in text or "Type parameter" in text:
+        return TYPES_HINT
+    if "hannels" in text:
+        return (
+            "the weights of that node are for another number of channels: export the model again, with an image of 3 "
+            "channels as its input"
+        )
+    return "a shape in the graph contradicts its weights or the input size; export it with dynamic axes"
 
 
 def _inputs(model: ModelProto) -> list[ValueInfoProto]:

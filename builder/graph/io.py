@@ -7,6 +7,7 @@ from pathlib import Path
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.diagnose import check_operators, check_weight_types
 from centernet_trt.builder.graph.external_data import PROTOBUF_LIMIT, serialised_size
 from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.cache import atomic_write
@@ -29,7 +30,8 @@ def keep_heads(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
         need.
 
     Raises:
-        ModelError: there are no names, a name is repeated, no node computes a tensor, or its type is unknown.
+        ModelError: there are no names, a name is repeated, no node computes a tensor, or its type is unknown; or what
+            remains has operators that ONNX does not define, or weights of float64 or bfloat16.
     """
     if not outputs:
         raise ModelError("expected at least one head, got none", "name at least the heatmap tensor")
@@ -38,16 +40,19 @@ def keep_heads(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
         raise ModelError(
             f"heads named more than once: {', '.join(twice)}", "each head needs a tensor of its own"
         )
-    model = g.copy_model(model)
+    source, model = model, g.copy_model(model)
     graph = model.graph
     made = g.producers(graph)
     for name in outputs:
         if name not in made:
             raise _missing(model, name)
-    kept = [_value(model, name) for name in outputs]
     del graph.output[:]
-    graph.output.extend(kept)
+    graph.output.extend(ValueInfoProto(name=name) for name in outputs)
     g.prune(graph)
+    check_operators(model)
+    check_weight_types(model)
+    for value in graph.output:
+        value.CopyFrom(_value(source, value.name))
     used = {name for node in graph.node for name in g.node_uses(node)}
     g.keep_only(graph.input, lambda value: value.name in used)
     if not graph.input:
@@ -95,6 +100,14 @@ def _missing(model: ModelProto, name: str) -> ModelError:
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
+def _type_hint(kind: int) -> str:
+    if kind in (TensorProto.DOUBLE, TensorProto.BFLOAT16):
+        return "export the network in float32: model.float() and a float32 example image; --precision fp16 makes it fp16"
+    if kind in (TensorProto.UINT8, TensorProto.INT8):
+        return "export the network without the conversion from bytes: pre-processing is done by a kernel"
+    return "export the network with a float32 image as its input, as the network computes with it"
+
+
 def find_image_input(model: ModelProto, input_name: str) -> ValueInfoProto:
     """The declaration of an input of shape (N, C, H, W), float32 or float16.
 
@@ -119,7 +132,7 @@ def find_image_input(model: ModelProto, input_name: str) -> ValueInfoProto:
     if tensor.elem_type not in _FLOATS:
         raise ModelError(
             f"input {input_name!r}: expected float, got {TensorProto.DataType.Name(tensor.elem_type)}",
-            "export the network without the conversion from bytes: pre-processing is done by a kernel",
+            _type_hint(tensor.elem_type),
         )
     return value
 

@@ -13,14 +13,26 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, checker, external_data_helper, helper, inliner, version_converter
 
 from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.diagnose import (
+    FOREIGN_DOMAIN,
+    check_inference_mode,
+    check_operators,
+    move_foreign,
+)
 from centernet_trt.builder.graph.external_data import data_folder, externalise_model, inline_weights
 from centernet_trt.builder.graph.shapes import check
 from centernet_trt.errors import ModelError
 
-__all__ = ["FOREIGN_DOMAIN", "MINIMUM_OPSET", "OLDEST_OPSET", "UPGRADE_OPSETS", "load_model"]
+__all__ = [
+    "FOREIGN_DOMAIN",
+    "MINIMUM_OPSET",
+    "OLDEST_OPSET",
+    "UPGRADE_OPSETS",
+    "load_model",
+    "read_model",
+    "upgrade",
+]
 
-# Domain for operators that ONNX does not define, which the checker and the converter then ignore.
-FOREIGN_DOMAIN = "centernet_trt.foreign"
 # Neither the converter nor TensorRT's parser supports the semantics of older graphs (before 2019).
 OLDEST_OPSET = 9
 # From 13 on, Q/DQ have per-channel scales, and axes, clip bounds and sizes are inputs: one form for all passes.
@@ -52,19 +64,43 @@ _LOOKS_LIKE = (
 )
 
 
-def load_model(path: Path, *, foreign_ops: Collection[str] = ()) -> ModelProto:
+def load_model(
+    path: Path, *, foreign_ops: Collection[str] = (), plugins_behind_heads: bool = False
+) -> ModelProto:
     """Read, check and normalise an ONNX model.
 
     Args:
         path: the .onnx file; weights kept in files beside it are read too.
-        foreign_ops: operator types that exporters put into the ONNX domain though ONNX does not define them
-            (`DCNv2`). Their nodes move to the domain `FOREIGN_DOMAIN`; a later pass must replace them.
+        foreign_ops: see `read_model`.
+        plugins_behind_heads: see `read_model`.
 
     Returns:
         The model in the form that the module's docstring describes.
 
     Raises:
-        ModelError: the file is missing, not ONNX, damaged, invalid, or of an unsupported opset.
+        ModelError: the file is missing, not ONNX, damaged, invalid, of an unsupported opset, exported in training mode,
+            or has operators that ONNX does not define.
+    """
+    read = read_model(path, foreign_ops=foreign_ops, plugins_behind_heads=plugins_behind_heads)
+    return upgrade(read, path)
+
+
+def read_model(
+    path: Path, *, foreign_ops: Collection[str] = (), plugins_behind_heads: bool = False
+) -> ModelProto:
+    """Read and check an ONNX model, which keeps its opset.
+
+    Args:
+        path: the .onnx file; weights kept in files beside it are read too.
+        foreign_ops: operator types that exporters put into the ONNX domain though ONNX does not define them
+            (`DCNv2`). Their nodes move to the domain `FOREIGN_DOMAIN`; a later pass must replace them.
+        plugins_behind_heads: let operators pass that ONNX does not define where a cut at the heads may remove them.
+
+    Returns:
+        The model as it is in the file, but for local functions, which are inlined, and what no output needs.
+
+    Raises:
+        ModelError: as `load_model`.
     """
     path = Path(path)
     _check_file(path)
@@ -75,13 +111,27 @@ def load_model(path: Path, *, foreign_ops: Collection[str] = ()) -> ModelProto:
     outside = data_folder(model) is not None
     if not outside:
         _load_external_data(model, path)
-    moved = _move_foreign(model, foreign_ops)
+    moved = move_foreign(model, foreign_ops)
     _check_valid(model, path, in_memory=moved or outside)
     if model.functions:
         model = inliner.inline_local_functions(model)
     _drop_unused(model)
-    model = _upgrade(model, path)
-    return g.name_nodes(model)
+    check_operators(model, foreign_ops, behind_heads=plugins_behind_heads)
+    check_inference_mode(model)
+    return model
+
+
+def upgrade(model: ModelProto, path: Path) -> ModelProto:
+    """Convert a model of `read_model` to `MINIMUM_OPSET` or newer, and give every node a unique name.
+
+    Args:
+        model: is left as it is.
+        path: where it was read from.
+
+    Raises:
+        ModelError: ONNX cannot convert it.
+    """
+    return g.name_nodes(_upgrade(model, path))
 
 
 def _check_file(path: Path) -> None:
@@ -180,18 +230,6 @@ def _load_external_data(model: ModelProto, path: Path) -> None:
         raise ModelError(
             f"cannot read the external weights of {path}: {error}", "copy or export the model again"
         ) from error
-
-
-def _move_foreign(model: ModelProto, foreign_ops: Collection[str]) -> bool:
-    """Move the nodes of the given operator types out of the ONNX domain; returns whether there were any."""
-    moved = False
-    for node in model.graph.node:
-        if node.domain in ("", "ai.onnx") and node.op_type in foreign_ops:
-            node.domain = FOREIGN_DOMAIN
-            moved = True
-    if moved:
-        g.set_opset(model, FOREIGN_DOMAIN, 1)
-    return moved
 
 
 def _check_valid(model: ModelProto, path: Path, *, in_memory: bool) -> None:

@@ -12,6 +12,7 @@ import onnx
 from onnx import ModelProto, TensorShapeProto, ValueInfoProto, checker, helper
 from onnx.shape_inference import InferenceError, infer_shapes
 
+from centernet_trt.builder.graph.diagnose import TYPES_HINT
 from centernet_trt.builder.graph.external_data import (
     PROTOBUF_LIMIT,
     data_folder,
@@ -27,6 +28,7 @@ __all__ = [
     "PROTOBUF_LIMIT",
     "check",
     "element_types",
+    "holds_half",
     "loadable",
     "open_session",
     "refresh_shapes",
@@ -81,7 +83,7 @@ def open_session(
         BackendError: ONNX Runtime is missing or refuses the graph, or a temporary file cannot be written.
         ModelError: shapes or types contradict each other (`faithful`, fp16 only).
     """
-    if mode == "faithful" and _holds_half(model):
+    if mode == "faithful" and holds_half(model):
         copy = ModelProto()
         copy.CopyFrom(model)
         refresh_shapes(copy)  # rounding needs the type of every tensor
@@ -99,7 +101,8 @@ def open_session(
         ) from error
 
 
-def _holds_half(model: ModelProto) -> bool:
+def holds_half(model: ModelProto) -> bool:
+    """Whether inputs, outputs or weights of a graph are fp16."""
     half = onnx.TensorProto.FLOAT16
     values = (*model.graph.input, *model.graph.output)
     return any(value.type.tensor_type.elem_type == half for value in values) or any(
@@ -170,7 +173,11 @@ def refresh_shapes(model: ModelProto, *, clear_outputs: bool = True) -> None:
     except (InferenceError, ValueError) as error:
         raise ModelError(
             f"shape inference fails: {error}",
-            "the graph holds a shape that does not fit its inputs; export it with dynamic axes",
+            TYPES_HINT
+            if any(
+                words in str(error) for words in ("inconsistent type", "TypeInferenceError", "element type")
+            )
+            else "the graph holds a shape that does not fit its inputs; export it with dynamic axes",
         ) from error
     graph.value_info.extend(inferred.graph.value_info)
     types = {value.name: value for value in inferred.graph.output}

@@ -1,210 +1,53 @@
 """Turn every public variant of deformable convolution into ONNX DeformConv: standardise_deform_conv."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from onnx import ModelProto, NodeProto, TensorProto, helper, version_converter
+from onnx import ModelProto, NodeProto, helper, version_converter
 
 from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.graph.diagnose import operator_name
 from centernet_trt.builder.graph.edit import IR_VERSION, OPSET
+from centernet_trt.builder.passes.deform_geometry import Geometry, is_standard, read_geometry
 from centernet_trt.builder.passes.fold import constants_to_initializers
 from centernet_trt.errors import ModelError
 
-__all__ = [
-    "FOREIGN_OPS",
-    "Geometry",
-    "has_deform_conv",
-    "is_standard",
-    "read_geometry",
-    "standardise_deform_conv",
-]
+__all__ = ["FOREIGN_OPS", "has_deform_conv", "standardise_deform_conv"]
 
 FOREIGN_OPS = frozenset(
     [
         "DCN",
+        "DCN_TRT",
+        "DCNPlugin",
+        "DCNv1",
         "DCNv2",
+        "DCNv2_2",
+        "DCNv2_TRT",
+        "DCNV2",
+        "DCNv2Plugin",
         "_DCNv2",
+        "dcn_v2",
+        "dcn_v2_conv",
         "DeformConv",
         "DeformConv2d",
+        "DeformConv2D",
+        "DeformableConv",
+        "DeformableConv2d",
+        "DeformableConv2D",
+        "DeformableConvolution",
         "MMCVDeformConv2d",
         "MMCVModulatedDeformConv2d",
         "ModulatedDeformConv",
         "ModulatedDeformConv2d",
+        "ModulatedDeformConv2dTRT",
+        "ModulatedDeformConvFunction",
+        "TRTDCNv2",
+        "deform_conv",
         "deform_conv2d",
+        "deformable_conv",
+        "deformable_conv2d",
+        "modulated_deform_conv",
+        "modulated_deform_conv2d",
     ]
 )
-"""Operator types of all variants, in any domain; `DeformConv` of the ONNX domain is the standard one."""
-
-# Attribute names in public use, the standard's first.
-_STRIDES = ("strides", "stride")
-_PADS = ("pads", "padding", "pad")
-_DILATIONS = ("dilations", "dilation", "dilate")
-_GROUP = ("group", "groups")
-_OFFSET_GROUP = (
-    "offset_group",
-    "deformable_groups",
-    "deformable_group",
-    "deform_groups",
-    "num_deformable_group",
-)
-# Operators between the convolution that predicts offsets and mask and the node that uses them.
-_PASSING = frozenset(["Split", "Slice", "Concat", "Identity", "Sigmoid", "Cast", "Reshape"])
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A deformable convolution in the standard's terms.
-
-    Attributes:
-        inputs: names in ONNX DeformConv's order: X, W, offset, B, mask; "" for an absent one.
-        kernel: (kh, kw).
-        strides: (vertical, horizontal).
-        pads: (top, left, bottom, right).
-        dilations: (vertical, horizontal).
-        group: groups of the convolution.
-        offset_group: groups of input channels, each with its own offsets.
-    """
-
-    inputs: tuple[str, str, str, str, str]
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    pads: tuple[int, int, int, int]
-    dilations: tuple[int, int]
-    group: int
-    offset_group: int
-
-
-def is_standard(node: NodeProto) -> bool:
-    """Whether the node is ONNX's own DeformConv."""
-    return node.op_type == "DeformConv" and node.domain in ("", "ai.onnx")
-
-
-def read_geometry(
-    node: NodeProto, constants: Mapping[str, TensorProto], made: Mapping[str, NodeProto]
-) -> Geometry:
-    """Read what a node of `FOREIGN_OPS` computes.
-
-    Args:
-        node: standard or foreign.
-        constants: initialisers by name; the weights and the bias of a foreign node are its constant inputs.
-        made: tensor name -> the node that computes it.
-
-    Raises:
-        ModelError: the inputs or attributes do not determine what is computed.
-    """
-    inputs = _standard_inputs(node) if is_standard(node) else _foreign_inputs(node, constants)
-    weight = constants.get(inputs[1])
-    if weight is None or len(weight.dims) != 4:
-        raise ModelError(
-            f"{_label(node)}: expected weights that are a constant of four dimensions",
-            "export the model in inference mode, its parameters as constants",
-        )
-    attributes = {attr.name: g.attribute(node, attr.name) for attr in node.attribute}
-    kernel = (int(weight.dims[2]), int(weight.dims[3]))
-    strides, pads = _find(attributes, _STRIDES), _find(attributes, _PADS)
-    if not is_standard(node) and strides is None and pads is None:
-        strides, pads = _from_offset_conv(node, inputs, kernel, made)
-    geometry = Geometry(
-        inputs,
-        kernel,
-        _pair(node, "stride", 1 if strides is None else strides),
-        _four(node, 0 if pads is None else pads),
-        _pair(node, "dilation", _find(attributes, _DILATIONS, 1)),
-        int(_find(attributes, _GROUP, 1)),
-        int(_find(attributes, _OFFSET_GROUP, 1)),
-    )
-    channels = int(weight.dims[1]) * geometry.group
-    if channels % geometry.offset_group or int(weight.dims[0]) % geometry.group:
-        raise ModelError(
-            f"{_label(node)}: expected weights that divide into {geometry.group} groups and {geometry.offset_group} "
-            f"offset groups, got {list(weight.dims)}",
-            "export the model again",
-        )
-    return geometry
-
-
-def _standard_inputs(node: NodeProto) -> tuple[str, str, str, str, str]:
-    x, weight, offset, bias, mask = [*node.input, "", ""][:5]
-    return x, weight, offset, bias, mask
-
-
-def _foreign_inputs(node: NodeProto, constants: Mapping[str, TensorProto]) -> tuple[str, str, str, str, str]:
-    """Order the inputs by what they are: exporters agree on the order input, offset, mask, and on nothing else."""
-    named = [name for name in node.input if name]
-    rank = {name: len(constants[name].dims) for name in named if name in constants}
-    weights = [name for name, dims in rank.items() if dims == 4]
-    biases = [name for name, dims in rank.items() if dims == 1]
-    computed = [name for name in named if name not in constants]
-    if len(weights) != 1 or len(biases) > 1 or len(computed) not in (2, 3):
-        raise ModelError(
-            f"{_label(node)}: expected as inputs the features, the offsets and perhaps a mask, all computed, and as "
-            f"constants the weights and perhaps a bias; got {len(computed)} computed inputs, {len(weights)} weights and "
-            f"{len(biases)} biases in {named}",
-            "export the model in inference mode, its parameters as constants",
-        )
-    x, offset, mask = [*computed, ""][:3]
-    return x, weights[0], offset, biases[0] if biases else "", mask
-
-
-def _find(attributes: Mapping[str, Any], names: Sequence[str], default: Any = None) -> Any:
-    for name in names:
-        if name in attributes:
-            value = attributes[name]
-            return value[0] if isinstance(value, list) and len(value) == 1 else value
-    return default
-
-
-def _pair(node: NodeProto, what: str, value: Any) -> tuple[int, int]:
-    values = [int(v) for v in value] if isinstance(value, Sequence) else [int(value)] * 2
-    if len(values) != 2 or min(values) < 1:
-        raise ModelError(f"{_label(node)}: expected one or two positive numbers as {what}, got {value}")
-    return values[0], values[1]
-
-
-def _four(node: NodeProto, value: Any) -> tuple[int, int, int, int]:
-    values = [int(v) for v in value] if isinstance(value, Sequence) else [int(value)] * 2
-    if len(values) == 2:
-        values *= 2  # (h, w) stands for (top, left, bottom, right) = (h, w, h, w)
-    elif len(values) == 4 and node.op_type == "MMCVDeformConv2d":
-        # mmdeploy writes (h, h, w, w) here and nowhere else.
-        values = [values[0], values[2], values[1], values[3]]
-    if len(values) != 4 or min(values) < 0:
-        raise ModelError(f"{_label(node)}: expected one, two or four numbers from 0 as padding, got {value}")
-    return values[0], values[1], values[2], values[3]
-
-
-def _from_offset_conv(
-    node: NodeProto, inputs: Sequence[str], kernel: tuple[int, int], made: Mapping[str, NodeProto]
-) -> tuple[list[int], list[int]]:
-    """Strides and pads of a node that lost its attributes (export by fall-through).
-
-    DCN modules predict the offsets from the same input, by a convolution of the same kernel, stride and padding.
-    """
-    found = made.get(inputs[2])
-    while found is not None and found.op_type in _PASSING:
-        found = made.get(found.input[0])
-    same = (
-        found is not None
-        and found.op_type == "Conv"
-        and found.input[0] == inputs[0]
-        and list(g.attribute(found, "kernel_shape", [])) == list(kernel)
-        and list(g.attribute(found, "dilations", [1, 1])) == [1, 1]
-    )
-    if found is None or not same:
-        raise ModelError(
-            f"{_label(node)} has lost its stride, padding and dilation in the export, and its offsets do not come "
-            "from a convolution of the same kernel, whose attributes would be the same",
-            "export with a symbolic that writes stride_i, padding_i, dilation_i and deformable_groups_i",
-        )
-    return list(g.attribute(found, "strides", [1, 1])), list(g.attribute(found, "pads", [0] * 4))
-
-
-def _label(node: NodeProto) -> str:
-    return (
-        f"deformable convolution {node.name or node.output[0]!r} ({node.domain or 'ai.onnx'}.{node.op_type})"
-    )
-
+"""Operators of all variants, in any domain (`operator_name`); `DeformConv` of the ONNX domain is the standard one."""
 
 # The version converter ignores nodes of a foreign domain.
 _HIDDEN = "centernet_trt.hidden"
@@ -241,7 +84,7 @@ def standardise_deform_conv(model: ModelProto) -> ModelProto:
 
 
 def _is_deform(node: NodeProto) -> bool:
-    return node.op_type in FOREIGN_OPS
+    return operator_name(node) in FOREIGN_OPS
 
 
 def _make_standard(node: NodeProto, geometry: Geometry) -> None:

@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from centernet_trt.builder.graph import edit as g
 from centernet_trt.builder.graph.shapes import element_types, refresh_shapes
-from centernet_trt.builder.passes.deform_conv import Geometry, is_standard, read_geometry
+from centernet_trt.builder.passes.deform_geometry import Geometry, is_standard, read_geometry
 
 __all__ = ["column_bytes", "lower_deform_conv"]
 

@@ -19,3 +19,8 @@ def test_broken_graphs_are_refused_with_words(name: str, tmp_path: Path) -> None
     assert re.search(words, error.message), str(error)
     assert len(error.message) < 4000
     assert {p.name for p in (tmp_path / "case").iterdir()} == before
+
+
+def test_every_case_is_in_the_table_of_messages() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "builder.md").read_text()
+    assert [name for name in BROKEN if f"\n| {name} | " not in table] == []

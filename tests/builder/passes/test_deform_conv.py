@@ -197,6 +197,118 @@ def test_every_spelling_becomes_the_standard_operator(
         assert source.graph.node[0].op_type == kind  # the source is left alone
 
 
+STATED: dict[str, Any] = {"strides": (2, 1), "pads": (1, 2, 1, 2), "dilations": (1, 2), "offset_group": 2}
+ATTRIBUTE_SPELLINGS: list[dict[str, Any]] = [
+    {
+        "stride_h": 2, "stride_w": 1, "pad_h": 1, "pad_w": 2, "dilation_h": 1, "dilation_w": 2,
+        "deformable_groups": 2,
+    },
+    {
+        "stride_h": "2", "stride_w": "1", "padding_h": "1", "padding_w": "2", "dilation_h": "1", "dilation_w": "2",
+        "deformable_groups": "2", "name": "DCNv2",
+    },
+    {"stride": "[2, 1]", "padding": "(1, 2)", "dilation": "1,2", "n_offset_grps": 2, "n_weight_grps": 1},
+    {"strides": [2, 1], "pads_begin": [1, 2], "pads_end": [1, 2], "dilations": [1, 2], "deformable_group": 2},
+    {"stride": [2, 1], "pad": [1, 2], "dilate": [1, 2], "num_deformable_group": 2, "num_filter": 6, "no_bias": 0},
+    {"strideH": 2, "strideW": 1, "padH": 1, "padW": 2, "dilationH": 1, "dilationW": 2, "deformableGroups": 2},
+    {
+        "stride": [2.0, 1.0], "paddings": [1, 2], "dilations": [1, 2], "deformable_groups": 2, "im2col_step": 64,
+        "kernel_size": [3, 3], "out_channels": 6, "in_channels": 8,
+    },
+    {"info": '{"stride": [2, 1], "padding": [1, 2], "dilation": [1, 2], "deformable_group": 2}', "name": "DCNv2"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["DCNv2", "DCNv2Plugin", "Plugin", "ModulatedDeformConv2d"])
+@pytest.mark.parametrize("attributes", ATTRIBUTE_SPELLINGS)
+def test_every_spelling_of_the_attributes(kind: str, attributes: dict[str, Any]) -> None:
+    feeds, constants = data(**STATED)
+    wanted = run(standard(feeds, constants, **STATED), feeds)
+    named = {**attributes, "name": "DCNv2"} if kind == "Plugin" else attributes
+    node = Node(kind, ["x", "offset", "mask", "w", "b"], ["y"], name="dcn", domain=DOMAIN)
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in named.items())
+    made = standardise_deform_conv(graph(node, feeds, constants, domain=DOMAIN))
+    np.testing.assert_array_equal(run(made, feeds), wanted)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_numbers_that_torchvision_gives_as_inputs(masked: bool) -> None:
+    feeds, constants = data(**STATED)
+    truth = feeds if masked else {name: value for name, value in feeds.items() if name != "mask"}
+    wanted = run(standard(truth, constants, **STATED), truth)
+    scalars = dict(
+        zip(["s", "t", "p", "q", "d", "e", "g", "o", "m"], [2, 1, 1, 2, 1, 2, 1, 2, masked], strict=True)
+    )
+    given = {name: np.array(value) for name, value in scalars.items()}
+    inputs = ["x", "w", "offset", "mask", "b", *scalars]
+    node = Node("deform_conv2d", inputs, ["y"], name="dcn", domain="torchvision")
+    made = standardise_deform_conv(graph(node, feeds, constants | given, domain="torchvision"))
+    np.testing.assert_array_equal(run(made, feeds), wanted)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"stride": 1, "padding": 1, "activation": "relu"}, "the attribute activation = relu is unknown"),
+        ({"stride": 1, "padding": 1, "dilation": 1, "dilation_rate": 2}, "dilation_rate = 2 is unknown"),
+        ({"stride": 1, "pads": [1, 1, 1, 1], "auto_pad": "SAME_UPPER"}, "expected auto_pad = NOTSET"),
+        ({"stride": 1, "padding": 1, "layout": "NHWC"}, "expected layout = NCHW, got NHWC"),
+        ({"stride": 1, "padding": 1, "pad_h": 2, "pad_w": 2}, "contradict each other: pad"),
+        ({"stride": 1, "pad_h": 1}, "expected pad of both axes"),
+        ({"stride": "one", "padding": 1}, "expected whole numbers as stride, got one"),
+        ({"stride": 1.5, "padding": 1}, "expected whole numbers as stride, got 1.5"),
+        ({"stride": 1, "padding": 1, "kernel_size": 5}, r"the kernel says \[5\]"),
+        ({"stride": 1, "padding": 1, "out_channel": 7}, "output channels says"),
+        ({"stride": 1, "padding": 1, "no_bias": 1}, "there is no bias"),
+        ({"info": "stride=1"}, "as a JSON object"),
+    ],
+)
+def test_attributes_that_cannot_be_understood_are_refused(attributes: dict[str, Any], said: str) -> None:
+    feeds, constants = data()
+    node = Node("DCNv2", ["x", "offset", "mask", "w", "b"], ["y"], name="dcn", domain=DOMAIN, **attributes)
+    with pytest.raises(ModelError, match=said) as caught:
+        standardise_deform_conv(graph(node, feeds, constants, domain=DOMAIN))
+    assert "deformable convolution 'dcn'" in caught.value.message
+    assert caught.value.hint
+
+
+def test_numbers_as_inputs_of_an_unknown_operator_are_refused() -> None:
+    feeds, constants = data()
+    given = {name: np.array(1) for name in ("s", "p", "d")}
+    node = Node("DCNv2", ["x", "offset", "mask", "w", "b", *given], ["y"], name="dcn", domain=DOMAIN)
+    with pytest.raises(ModelError, match=r"got the numbers \[1, 1, 1\] as inputs"):
+        standardise_deform_conv(graph(node, feeds, constants | given, domain=DOMAIN))
+
+
+@pytest.mark.parametrize(
+    ("channels", "attributes", "said"),
+    [
+        (
+            27,
+            {"stride": 2, "padding": 1},
+            "expected 18 channels of offsets .* got 27: offsets and mask in one",
+        ),
+        (18, {"stride": 2, "padding": 1, "deformable_groups": 2}, "expected 36 channels of offsets for 2"),
+        (
+            18,
+            {"stride": 2, "padding": 1, "dilation": 2},
+            "give a map of another size than that of its offsets",
+        ),
+        (18, {"stride": 2}, "give a map of another size"),
+        (18, {"stride": 1, "padding": 1}, "give a map of another size"),
+    ],
+)
+def test_attributes_that_do_not_fit_the_offsets(channels: int, attributes: dict[str, Any], said: str) -> None:
+    constants: dict[str, Array] = {"ow": normal(channels, 4, 3, 3), "w": normal(6, 4, 3, 3, seed=2)}
+    predict = Node("Conv", ["x", "ow"], ["offset"], pads=[1] * 4, strides=[2, 2])
+    made = graph(predict, {"x": normal(1, 4, 8, 8)}, constants, domain=DOMAIN)
+    made.graph.node.append(
+        Node("DCNv2", ["x", "offset", "w"], ["y"], name="dcn", domain=DOMAIN, **attributes)
+    )
+    with pytest.raises(ModelError, match=said):
+        standardise_deform_conv(made)
+
+
 def test_single_numbers_stand_for_both_axes() -> None:
     feeds, constants = data(strides=(2, 2), pads=(1, 1, 1, 1))
     wanted = run(standard(feeds, constants, strides=[2, 2], pads=[1] * 4), feeds)
