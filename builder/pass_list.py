@@ -16,7 +16,7 @@ from centernet_trt.builder.calibration.fp16_ranges import (
 )
 from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.graph.compare import HeadError, check_dynamic_batch
-from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
+from centernet_trt.builder.graph.io import further_inputs, keep_heads, make_dynamic, set_input_size
 from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.builder.graph.source_comparison import batch_check_shape, compare_with_source, input_values
 from centernet_trt.builder.int8.quantise import Int8Result, make_int8
@@ -30,7 +30,7 @@ from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quantised
 from centernet_trt.builder.progress import BuildReporter
 from centernet_trt.builder.source import load_source
-from centernet_trt.errors import InputError, SpecError
+from centernet_trt.errors import InputError, ModelError, SpecError
 from centernet_trt.runtime.manifest import PassRecord, ProfileRecord
 from centernet_trt.runtime.spec import FixedSize, ModelSpec
 
@@ -145,6 +145,12 @@ def _set_size(state: Preparation) -> None:
 
 def _cut_at_heads(state: Preparation) -> None:
     state.model = keep_heads(state.model, state.spec.heads.tensors)
+    if others := further_inputs(state.model, state.spec.heads.tensors, state.input_name):
+        raise ModelError(
+            f"the heads need further inputs besides the image {state.input_name!r}: {', '.join(others)}",
+            "networks with further inputs, such as trackers that take the previous frame, are not supported: "
+            "export one whose further inputs are constants",
+        )
 
 
 def _free_shapes(state: Preparation) -> None:
