@@ -22,7 +22,6 @@ _HEADS: dict[str, str] = {
     ),
     **dict.fromkeys(("tracking", "amodel_offset", "amodal_offset", "ltrb_amodal", "nuscenes_att"), "extra"),
     **dict.fromkeys(("velocity", "embedding"), "extra"),
-    **dict.fromkeys((f"{kind}_{side}" for kind in ("hm", "reg") for side in "tlbrc"), "extra"),
 }
 _FURTHER = frozenset({"hp", "tracking", "amodel", "amodal", "dep", "rot", "velocity", "reid", "embedding"})
 

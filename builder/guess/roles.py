@@ -4,6 +4,8 @@ from centernet_trt.builder.guess.heads import HeadCandidate
 from centernet_trt.builder.guess.names import WORDS
 from centernet_trt.builder.guess.result import Guess
 
+_EXTREME_POINTS = frozenset({"hm_t", "hm_l", "hm_b", "hm_r"})
+
 
 def choose_grid(guess: Guess, height: int, width: int) -> None:
     """Keep the candidates of the finest common grid; the stride is what divides the input down to it."""
@@ -46,8 +48,7 @@ def find_roles(guess: Guess) -> None:
     """Find heatmap, box, offset and the further heads, or note the doubts."""
     heats = [c for c in guess.candidates if c.role == "heatmap"]
     boxes = [c for c in guess.candidates if c.role == "box"]
-    names = frozenset().union(*(c.heads for c in guess.candidates))
-    if {"hm_t", "hm_l"} <= names:
+    if {c.tensor for c in guess.candidates} >= _EXTREME_POINTS:
         guess.doubts.append(
             "are these the extreme points of ExtremeNet (exdet)? It groups four heatmaps; CenterNet's decode does not"
         )

@@ -35,6 +35,10 @@ class Sizes:
         self._known |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
         self._has_run = False
 
+    def rank(self, name: str) -> int | None:
+        """Number of dimensions as far as inference knows it; never runs the graph."""
+        return len(self._known[name]) if name in self._known else None
+
     def get(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; empty or with zeros where it is unknown."""
         unknown = name not in self._known or 0 in self._known[name][1:]

@@ -36,6 +36,7 @@ class Walk:
         names: names of tensors, nodes and weights along the path and behind it, as far as nothing is selected.
         operators: operators that were crossed, by the place in `path` that they lead to.
         tail: operators behind the head tensor, up to an output of another layout (channels last).
+        end: the last tensor of the tail; the head tensor without one.
         reaches_output: whether the head tensor or its tail is an output of the graph.
     """
 
@@ -44,6 +45,7 @@ class Walk:
     names: list[str] = field(default_factory=list)
     operators: list[frozenset[str]] = field(default_factory=list)
     tail: frozenset[str] = frozenset()
+    end: str = ""
     reaches_output: bool = False
 
     @property
@@ -96,7 +98,22 @@ class Follower:
                 other.names += walk.names
                 other.path = [name for name in other.path if name in walk.path]
                 other.operators = other.operators[len(other.operators) - len(other.path) + 1 :]
-        return list(found.values())
+        return [*found.values(), *self._mixed(found)]
+
+    def _mixed(self, found: dict[str, Walk]) -> list[Walk]:
+        """Output maps that several heads were mixed into in a way that no walk followed."""
+        whole = [{node.output[0] for node in walk.convolutions} for walk in found.values()]
+        ends = {name for walk in found.values() for name in (walk.tensor, walk.end)}
+        mixed = []
+        for name in self._outputs - ends:
+            origins = self._origins.get(name, frozenset())
+            if len(origins) < 2 or origins in whole or self._sizes.rank(name) not in (None, 4):
+                continue
+            sizes = [self._sizes.get(origin) for origin in origins]
+            shape = self._sizes.get(name)
+            if len(shape) == 4 and shape[1] != sum(size[1] for size in sizes if len(size) == 4):
+                mixed.append(Walk([self._producers[o] for o in sorted(origins)], [name], [name], end=name))
+        return sorted(mixed, key=lambda walk: walk.tensor)
 
     def _walk(self, start: NodeProto) -> Walk:
         current = start.output[0]
@@ -119,7 +136,8 @@ class Follower:
                 walk.path.append(current)
                 walk.operators.append(frozenset(crossed))
                 crossed = set()
-        walk.reaches_output = current in self._outputs and len(self._sizes.get(current)) == 4
+        walk.reaches_output = current in self._outputs and self._sizes.rank(current) in (None, 4)
+        walk.end = current
         walk.tail = frozenset(crossed) if walk.reaches_output else frozenset()
         return walk
 
