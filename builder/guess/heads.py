@@ -13,6 +13,7 @@ from centernet_trt.builder.guess.walk import Follower, Walk
 
 Activation = Literal["none", "sigmoid", "probability", "unknown"]
 
+_HALF = 10  # TensorProto.FLOAT16
 _SPREAD = 4.0  # of the random values that activations are tried on
 _EXTREMES = (0.0, -0.0, 1e-3, 8.0, -8.0, 20.0, -20.0, 89.0, -89.0, 1e4, -1e4)
 _CLAMP = 2e-3  # probabilities may be clamped to within this of 0 and 1, as the official code does in training
@@ -74,7 +75,12 @@ def find_candidates(sizes: Sizes) -> list[HeadCandidate]:
         if len(shape) == 4 and 0 not in shape[1:]:
             bias = None
             (first, *others) = walk.convolutions
-            if not others and len(first.input) > 2 and (tensor := constants.get(first.input[2])) is not None:
+            if (
+                not others
+                and walk.sources == [first.output[0]]
+                and len(first.input) > 2
+                and (tensor := constants.get(first.input[2])) is not None
+            ):
                 bias = float(np.mean(g.as_array(tensor), dtype=np.float64))
             found.append(_candidate(sizes, walk, shape, bias, walk.tensor in outputs))
     return found
@@ -105,8 +111,8 @@ def _candidate(
 
 def _activation(sizes: Sizes, walk: Walk) -> tuple[Activation, str | None, tuple[float, float] | None]:
     """Compare the values of a head with the sigmoid of every tensor before it -> activation, logits, bounds."""
-    starts = [node.output[0] for node in walk.convolutions]
-    if walk.path == starts or (len(starts) == 1 and walk.only_moves_after(0)):
+    starts = walk.sources
+    if walk.path[:1] == starts and walk.only_moves_after(0):
         return "none", None, None
     reached = run_part(
         sizes, {name: _values(sizes, name, seed) for seed, name in enumerate(starts)}, walk.tensor
@@ -136,7 +142,7 @@ def _is_sigmoid(sizes: Sizes, before: str, after: str) -> bool:
     with np.errstate(over="ignore"):
         wanted = 1 / (1 + np.exp(-given.astype(np.float64)))
     low, high = float(found.min()), float(found.max())
-    tolerance = 2e-3 if sizes.types.get(after) == 10 else 2e-6  # TensorProto.FLOAT16
+    tolerance = 2e-3 if _HALF in (sizes.types.get(before), sizes.types.get(after)) else 2e-6
     return (
         low <= _CLAMP
         and high >= 1 - _CLAMP
@@ -152,4 +158,4 @@ def _values(sizes: Sizes, name: str, seed: int = 0) -> NDArray[Any]:
     count = min(values.size, 64 * len(_EXTREMES))
     places = rng.integers(0, values.size, count)
     values.reshape(-1)[places] = np.resize(np.array(_EXTREMES, dtype=np.float32), count)
-    return values
+    return values.astype(np.float16).astype(np.float32) if sizes.types.get(name) == _HALF else values

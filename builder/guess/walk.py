@@ -22,7 +22,7 @@ _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sum", "Mean"
 # These move, repeat or average values: a probability stays one, in the order of the values around it.
 _MOVES = frozenset(
     {"Identity", "Cast", "DepthToSpace", "SpaceToDepth", "Reshape", "Transpose", "Resize", "Upsample"}
-    | {"QuantizeLinear", "DequantizeLinear", "Dropout"}
+    | {"QuantizeLinear", "DequantizeLinear", "Dropout", "Split"}
 )
 
 
@@ -32,6 +32,7 @@ class Walk:
 
     Attributes:
         convolutions: the convolutions that the head is computed from; several if branches meet.
+        sources: the tensors that the walk began at, one for each convolution.
         path: tensors that hold the whole head, from the first to the head tensor.
         names: names of tensors, nodes and weights along the path and behind it, as far as nothing is selected.
         operators: operators that were crossed, by the place in `path` that they lead to.
@@ -42,6 +43,7 @@ class Walk:
 
     convolutions: list[NodeProto]
     path: list[str]
+    sources: list[str]
     names: list[str] = field(default_factory=list)
     operators: list[frozenset[str]] = field(default_factory=list)
     tail: frozenset[str] = frozenset()
@@ -90,11 +92,12 @@ class Follower:
     def walks(self) -> list[Walk]:
         """The walks in the graph's order; convolutions whose branches meet share one."""
         found: dict[str, Walk] = {}
-        for start in self._starts:
-            walk = self._walk(start)
+        begun = [self._walk(start, start.output[0], _names(start)) for start in self._starts]
+        for walk in [part for whole in begun for part in self._parts(whole)]:
             other = found.setdefault(walk.tensor, walk)
             if other is not walk:
                 other.convolutions += walk.convolutions
+                other.sources += walk.sources
                 other.names += walk.names
                 other.path = [name for name in other.path if name in walk.path]
                 other.operators = other.operators[len(other.operators) - len(other.path) + 1 :]
@@ -112,14 +115,30 @@ class Follower:
             sizes = [self._sizes.get(origin) for origin in origins]
             shape = self._sizes.get(name)
             if len(shape) == 4 and shape[1] != sum(size[1] for size in sizes if len(size) == 4):
-                mixed.append(Walk([self._producers[o] for o in sorted(origins)], [name], [name], end=name))
+                convolutions = [self._producers[origin] for origin in sorted(origins)]
+                mixed.append(Walk(convolutions, [name], sorted(origins), [name], end=name))
         return sorted(mixed, key=lambda walk: walk.tensor)
 
-    def _walk(self, start: NodeProto) -> Walk:
-        current = start.output[0]
-        walk = Walk([start], [current], _names(start))
+    def _parts(self, walk: Walk) -> list[Walk]:
+        """The walks from the channels of a convolution that is split into outputs; else the walk itself."""
+        readers = self._consumers.get(walk.end, [])
+        if walk.reaches_output or not readers or any(n.op_type not in ("Split", "Slice") for n in readers):
+            return [walk]
+        parts = [self._walk(walk.convolutions[0], name, [name]) for node in readers for name in node.output]
+        if not all(part.reaches_output for part in parts):
+            return [walk]
+        for part in parts:
+            part.operators = [*walk.operators, frozenset({"Split"}), *part.operators]
+            part.path, part.sources = walk.path + part.path, walk.sources
+        return parts
+
+    def _walk(self, start: NodeProto, current: str, names: list[str]) -> Walk:
+        walk = Walk([start], [current], [current], names)
         crossed: set[str] = set()
-        layout: tuple[int, ...] = (0, 1, 2, 3)
+        # A linear layer works on channels last, and its heads begin where they are maps.
+        flat = start.op_type in ("Gemm", "MatMul")
+        channels_last = flat and self._sizes.rank(current) == 4
+        layout: tuple[int, ...] = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
         while (following := self._next.get(current)) is not None:
             nodes = self._between(current, following)
             kinds = {node.op_type for node in nodes} - _SIZE_ONLY
@@ -132,7 +151,9 @@ class Follower:
             crossed |= kinds
             walk.names += [name for node in nodes for name in (node.name, *node.output)]
             current = following
-            if layout == (0, 1, 2, 3) and self._same_head(walk.tensor, current, crossed):
+            if flat and len(self._sizes.get(current)) == 4 and layout == (0, 1, 2, 3):
+                walk.path, walk.operators, flat, crossed = [current], [], False, set()
+            elif layout == (0, 1, 2, 3) and self._same_head(walk.tensor, current, crossed):
                 walk.path.append(current)
                 walk.operators.append(frozenset(crossed))
                 crossed = set()

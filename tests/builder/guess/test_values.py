@@ -223,6 +223,48 @@ def skipped(graph: HeadGraph) -> None:
         graph.add("Mul", [f"{name}_conv", f"{name}_gate"], name)
 
 
+def split(graph: HeadGraph) -> None:
+    """One convolution makes all heads, and is split."""
+    graph.head("all", 7, output=False)
+    graph.nodes.append(helper.make_node("Split", ["all", "counts"], ["logit", "wh", "reg"], axis=1))
+    graph.constants["counts"] = ints(3, 2, 2)
+    sigmoid_of(graph, "logit")
+
+
+def sliced(graph: HeadGraph) -> None:
+    """The heatmap without the background class, the sizes without their spare channels."""
+    graph.head("hm_all", 4, output=False)
+    graph.add("Sigmoid", ["hm_all"], "hm_prob")
+    graph.add("Slice", ["hm_prob", ints(1), ints(4), ints(1)], "hm")
+    graph.head("sizes", 4, output=False)
+    graph.add("Slice", ["sizes", ints(0), ints(2), ints(1)], "wh")
+    graph.add("Slice", ["sizes", ints(2), ints(4), ints(1)], "reg")
+
+
+def linear(graph: HeadGraph) -> None:
+    """Linear layers on channels last, as transformers have them."""
+    graph.head("unused", 1, output=False)
+    graph.add("Transpose", [graph.features], "last", perm=[0, 2, 3, 1])
+    for name, channels in (("logit", 3), ("wh", 2), ("reg", 2)):
+        graph.add("MatMul", ["last", f32(graph.rng.normal(0, 0.5, (8, channels)))], f"{name}_linear")
+        graph.add("Add", [f"{name}_linear", f32(graph.rng.normal(0, 0.5, channels))], f"{name}_plus")
+        graph.add("Transpose", [f"{name}_plus"], name, perm=[0, 3, 1, 2])
+    sigmoid_of(graph, "logit")
+
+
+def linear_on_rows(graph: HeadGraph) -> None:
+    """Linear layers on a sequence of cells, unfolded to maps behind them."""
+    cells = SIDE // 4
+    graph.head("unused", 1, output=False)
+    graph.add("Reshape", [graph.features, ints(0, 8, -1)], "folded")
+    graph.add("Transpose", ["folded"], "rows", perm=[0, 2, 1])
+    for name, channels in (("logit", 3), ("wh", 2), ("reg", 2)):
+        graph.add("MatMul", ["rows", f32(graph.rng.normal(0, 0.5, (8, channels)))], f"{name}_linear")
+        graph.add("Transpose", [f"{name}_linear"], f"{name}_turned", perm=[0, 2, 1])
+        graph.add("Reshape", [f"{name}_turned", ints(-1, channels, cells, cells)], name)
+    sigmoid_of(graph, "logit")
+
+
 def cascaded(graph: HeadGraph) -> None:
     """The heatmap is an input of the box's convolution."""
     graph.head("logit", 3, output=False)
@@ -244,6 +286,10 @@ def cascaded(graph: HeadGraph) -> None:
         joined,
         skipped,
         cascaded,
+        split,
+        sliced,
+        linear,
+        linear_on_rows,
     ],
 )
 def test_heads_behind_what_follows_their_convolution(make: Callable[[HeadGraph], None]) -> None:
