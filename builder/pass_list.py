@@ -17,7 +17,7 @@ from centernet_trt.builder.calibration.fp16_ranges import (
 from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.graph.compare import HeadError, check_dynamic_batch
 from centernet_trt.builder.graph.edit import main_opset
-from centernet_trt.builder.graph.io import keep_heads, make_dynamic, set_input_size
+from centernet_trt.builder.graph.io import further_inputs, keep_heads, make_dynamic, set_input_size
 from centernet_trt.builder.graph.load import upgrade
 from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.builder.graph.source_comparison import batch_check_shape, compare_with_source, input_values
@@ -156,6 +156,12 @@ def _set_size(state: Preparation) -> None:
 
 def _cut_at_heads(state: Preparation) -> None:
     state.model = keep_heads(state.model, state.spec.heads.tensors)
+    if others := further_inputs(state.model, state.spec.heads.tensors, state.input_name):
+        raise ModelError(
+            f"the heads need further inputs besides the image {state.input_name!r}: {', '.join(others)}",
+            "networks with further inputs, such as trackers that take the previous frame, are not supported: "
+            "export one whose further inputs are constants",
+        )
 
 
 def _free_shapes(state: Preparation) -> None:

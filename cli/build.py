@@ -22,6 +22,7 @@ from centernet_trt.cli.console import (
     show_error,
     write_json,
 )
+from centernet_trt.cli.spec_lines import preprocessing_line
 from centernet_trt.errors import InputError
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
@@ -202,9 +203,19 @@ def build_command(
 
 def _choose_spec(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder":
     """The given spec, the recipe's, or a function that guesses it from the graph."""
+    if spec is None and recipe is None:
+        return _guess_and_show
     if spec is not None:
-        return read_spec(spec)
-    return _guess_and_show if recipe is None else recipe.spec
+        given, origin = read_spec(spec), f"of --spec {spec}"
+    else:
+        assert recipe is not None
+        given, origin = recipe.spec, f"of recipe {recipe.name}"
+    _show_preprocessing(given, origin)
+    return given
+
+
+def _show_preprocessing(spec: ModelSpec, origin: str) -> None:
+    err.print(f"pre-processing {origin}\n  {preprocessing_line(spec)}", highlight=False, markup=False)
 
 
 def _guess_and_show(model: "ModelProto") -> ModelSpec:
@@ -215,6 +226,7 @@ def _guess_and_show(model: "ModelProto") -> ModelSpec:
     err.print("no --spec given, guessed from the graph:")
     for reason in guess.reasons:
         err.print(f"  {reason}", highlight=False, markup=False)
+    _show_preprocessing(found, guess.preprocessing)
     return found
 
 
@@ -241,6 +253,7 @@ def show_bundle(bundle: EngineBundle) -> None:
 def _bundle_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "precision", manifest.precision
     yield "input", f"{manifest.input.name}  {manifest.input.dtype}"
+    yield "pre-processing", preprocessing_line(manifest.spec).removeprefix("image: ")
     for number, profile in enumerate(manifest.profiles):
         yield "profile" if len(manifest.profiles) == 1 else f"profile {number}", str(profile)
     for head in manifest.heads:

@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from centernet_trt.cli.console import err, make_table, out, show_lines, show_note, write_json
+from centernet_trt.cli.spec_lines import spec_lines
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from centernet_trt.builder.guess.spec import Guess
     from centernet_trt.runtime.bundle import EngineBundle
-    from centernet_trt.runtime.spec import ModelSpec
     from centernet_trt.runtime.trt.inspector import EngineLayer
 
 
@@ -60,7 +60,14 @@ def _inspect_model(path: Path) -> dict[str, Any]:
         for doubt in guess.doubts:
             err.print(f"  {escape(doubt)}", highlight=False)
     elif guess.spec is not None:
-        show_lines([f"spec: preset {guess.family}; next: centernet-trt build {path}"])
+        show_lines(
+            [
+                f"spec: preset {guess.family}",
+                *(f"  {line}" for line in spec_lines(guess.spec)),
+                f"  pre-processing: {guess.preprocessing}",
+                f"next: centernet-trt build {path}",
+            ]
+        )
     return {
         "model": path.name,
         "nodes": len(model.graph.node),
@@ -69,6 +76,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
         "candidates": [describe(candidate) for candidate in guess.candidates],
         "reasons": guess.reasons,
         "doubts": guess.doubts,
+        "preprocessing": guess.preprocessing,
         "spec": None if guess.spec is None else guess.spec.model_dump(mode="json"),
     }
 
@@ -118,7 +126,7 @@ def _inspect_bundle(path: Path, layers: bool) -> dict[str, Any]:
     requested = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
     show_lines(
         [
-            *_spec_lines(manifest.spec),
+            *spec_lines(manifest.spec),
             f"network: {work[0]}",
             *work[1:],
             f"layers, precision as requested: {requested or 'not recorded'}",
@@ -181,24 +189,6 @@ def _engine_table(made: "list[EngineLayer]") -> Table:
 
 def _has_layers(bundle: "EngineBundle") -> bool:
     return any(record.file == "layers.json" for record in bundle.manifest.files)
-
-
-def _spec_lines(spec: "ModelSpec") -> list[str]:
-    image, heads = spec.input, spec.heads
-    box = heads.box
-    offset = f" + {heads.offset.tensor}" if heads.offset else ""
-    normalised = f"(pixel * {image.scale:.6g} - {list(image.mean)}) / {list(image.std)}"
-    peaks = f"top {spec.top_k}, threshold {spec.threshold:g}, plateau {spec.plateau}"
-    centre = f"centre = cell + {spec.cell_offset:g}{offset}"
-    return [
-        f"image: {image.resize.policy}, {image.size.rule} size, {image.channel_order.upper()}, {normalised}",
-        f"heatmap: {heads.heatmap.tensor} ({heads.heatmap.activation}), {peaks}",
-        f"box: {box.tensor} ({box.encoding}, {box.units}, {box.order}); {centre}; stride {spec.stride}",
-        *(
-            f"extra: {extra.name} ({extra.kind}, {extra.channels} channels of {extra.tensor})"
-            for extra in heads.extra
-        ),
-    ]
 
 
 def _layer_table(rows: list[dict[str, Any]]) -> Table:

@@ -102,12 +102,48 @@ def _ttf_ltrb() -> dict[str, Any]:
     }
 
 
+def _multi_pose() -> dict[str, Any]:
+    # Source: xingyizhou/CenterNet, lib/opts.py and lib/models/decode.py, task multi_pose: 17 joints as vectors from the
+    # cell. The joints' own heatmap and its offsets, which refine them there, are returned as they are.
+    spec = _official(32)
+    spec["heads"]["extra"] = [
+        {"kind": "points", "name": "hps", "tensor": "hps", "points": 17, "units": "cells", "origin": "cell"},
+        {"kind": "raw", "name": "hm_hp", "tensor": "hm_hp", "channels": 17},
+        {"kind": "raw", "name": "hp_offset", "tensor": "hp_offset", "channels": 2},
+    ]
+    return spec | {"class_names": ["person"], "category_ids": [1]}
+
+
+def _fairmot() -> dict[str, Any]:
+    # Source: ifzhang/FairMOT, src/lib/datasets/dataset/jde.py and src/lib/models/decode.py: RGB / 255 without mean and
+    # std; four distances in cells. Its border of 127.5 is 128 in a byte image; it samples with INTER_AREA, here linearly.
+    return {
+        "input": {
+            "size": {"rule": "fixed", "width": 1088, "height": 608},
+            "resize": {"policy": "letterbox", "pad_value": 128},
+            "channel_order": "rgb",
+            "scale": 1 / 255,
+        },
+        "heads": {
+            "heatmap": {"tensor": "hm", "activation": "logits"},
+            "box": {"tensor": "wh", "encoding": "ltrb", "units": "cells"},
+            "offset": {"tensor": "reg"},
+            "extra": [{"kind": "raw", "name": "id", "tensor": "id", "channels": 128}],
+        },
+        "threshold": 0.4,
+        "class_names": ["person"],
+        "category_ids": [1],
+    }
+
+
 _PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "official": lambda: _official(32),
     "official-hourglass": lambda: _official(128),
     "mmdet": _mmdet,
     "centerface": _centerface,
     "ttf-ltrb": _ttf_ltrb,
+    "multi_pose": _multi_pose,
+    "fairmot": _fairmot,
 }
 PRESET_NAMES: tuple[str, ...] = tuple(_PRESETS)
 

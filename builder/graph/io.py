@@ -13,7 +13,7 @@ from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.cache import atomic_write
 from centernet_trt.errors import ModelError
 
-__all__ = ["find_image_input", "keep_heads", "make_dynamic", "save_model", "set_input_size"]
+__all__ = ["find_image_input", "further_inputs", "keep_heads", "make_dynamic", "save_model", "set_input_size"]
 
 _IN_FILE = 1024  # constants of fewer bytes stay in the .onnx file when the rest goes to a file beside it
 
@@ -108,11 +108,25 @@ def _type_hint(kind: int) -> str:
     return "export the network with a float32 image as its input, as the network computes with it"
 
 
+def further_inputs(model: ModelProto, tensors: Sequence[str], image: str = "") -> list[str]:
+    """Inputs of the graph that tensors are computed from, in the graph's order, without the image."""
+    made = g.producers(model.graph)
+    needed, queue = set(tensors), list(tensors)
+    while queue:
+        maker = made.get(queue.pop())
+        new = [name for name in g.node_uses(maker) if name not in needed] if maker is not None else []
+        needed.update(new)
+        queue += new
+    constants = g.initializers(model.graph)
+    names = [value.name for value in model.graph.input if value.name not in constants]
+    return [name for name in names if name in needed and name != image]
+
+
 def find_image_input(model: ModelProto, input_name: str) -> ValueInfoProto:
-    """The declaration of an input of shape (N, C, H, W), float32 or float16.
+    """The declaration of an input of shape (N, 3, H, W), float32 or float16.
 
     Raises:
-        ModelError: there is no such input, its rank is not 4, or its type is not float.
+        ModelError: there is no such input, its rank is not 4, its type is not float, or it has not 3 channels.
     """
     constants = g.initializers(model.graph)
     inputs = {value.name: value for value in model.graph.input if value.name not in constants}
@@ -134,7 +148,28 @@ def find_image_input(model: ModelProto, input_name: str) -> ValueInfoProto:
             f"input {input_name!r}: expected float, got {TensorProto.DataType.Name(tensor.elem_type)}",
             _type_hint(tensor.elem_type),
         )
+    _check_channels(model, value)
     return value
+
+
+def _check_channels(model: ModelProto, value: ValueInfoProto) -> None:
+    sizes = [dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
+    if sizes[1] == 3 and sizes[3] != 3:
+        return
+    readers = [node for node in model.graph.node if value.name in node.input]
+    turned = [n for n in readers if n.op_type == "Transpose" and g.attribute(n, "perm") == [0, 3, 1, 2]]
+    shown = ", ".join(map(str, sizes))
+    if sizes[1] != 3 and (sizes[3] == 3 or (turned and not isinstance(sizes[1], int))):
+        raise ModelError(
+            f"input {value.name!r}: expected (N, 3, H, W), got channels last (NHWC): ({shown})",
+            "export the network with channels first: torch.onnx does so; with tf2onnx give --inputs-as-nchw "
+            f"{value.name}",
+        )
+    if isinstance(sizes[1], int) and sizes[1] != 3:
+        raise ModelError(
+            f"input {value.name!r}: expected 3 channels, (N, 3, H, W), got {sizes[1]} in ({shown})",
+            "images have the 3 channels blue, green, red; networks for grey, thermal or depth images are not supported",
+        )
 
 
 def make_dynamic(model: ModelProto, input_name: str, *, batch: bool = True, size: bool) -> ModelProto:

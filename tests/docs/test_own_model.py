@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from centernet_trt.builder.guess.spec import _WORDS
+from centernet_trt.builder.guess.names import WORDS
 from centernet_trt.runtime.presets import read_spec
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-model.md"
@@ -45,9 +45,9 @@ def test_the_table_has_the_words_of_the_guess() -> None:
         kind: next(
             line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {kind} |")
         )
-        for kind in _WORDS
+        for kind in WORDS
     }
-    for kind, words in _WORDS.items():
+    for kind, words in WORDS.items():
         for word in words:
             singular = word.removesuffix("s")
             assert f"`{word}`" in rows[kind] or f"`{singular}(s)`" in rows[kind], word
