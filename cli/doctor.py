@@ -101,7 +101,7 @@ def _driver(driver: Driver) -> str:
 
 
 def _trials(found: Environment) -> list[Trial]:
-    from centernet_trt.cli import self_check  # heavy: imported where it is used
+    from centernet_trt.builder import self_check  # heavy: imported where it is used
 
     trials = [_try("ONNX Runtime", self_check.try_onnxruntime)]
     if found.packages["tensorrt-rtx"]:

@@ -49,7 +49,7 @@ LAYERS = {
     ],
     "builder": [
         {"__init__"},
-        {"build", "recipe"},
+        {"build", "recipe", "self_check"},
         {"prepare", "pass_list", "options", "source"},
         {"export", "fetch", "guess", "trt", "int8"},
         {"passes"},

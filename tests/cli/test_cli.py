@@ -225,7 +225,7 @@ def test_doctor_tells_what_works(run: Any, tmp_path: Path) -> None:
 
 
 def test_doctor_prints_a_hint_with_brackets_whole(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from centernet_trt.cli import self_check
+    from centernet_trt.builder import self_check
     from centernet_trt.errors import BackendError
 
     def fail() -> str:
