@@ -140,12 +140,23 @@ def _with_input_name(spec: ModelSpec, model: ModelProto) -> ModelSpec:
     names = [value.name for value in model.graph.input]
     if spec.input.name is not None:
         return spec
+    needed = further_inputs(model, spec.heads.tensors)
+    if len(needed) > 1:
+        raise _further(needed)
     if len(names) != 1:
         raise SpecError(
             f"expected one input, or a spec that names the image, got {len(names)} inputs: {', '.join(names)}",
             "name it in the spec: [input] name = ...",
         )
     return spec.model_copy(update={"input": spec.input.model_copy(update={"name": names[0]})})
+
+
+def _further(names: list[str]) -> ModelError:
+    return ModelError(
+        f"expected heads that need one input, the image, got further inputs: {', '.join(names)}",
+        "networks with further inputs, such as trackers that take the previous frame, are not supported: "
+        "export one whose further inputs are constants",
+    )
 
 
 def _set_size(state: Preparation) -> None:
@@ -157,11 +168,7 @@ def _set_size(state: Preparation) -> None:
 def _cut_at_heads(state: Preparation) -> None:
     state.model = keep_heads(state.model, state.spec.heads.tensors)
     if others := further_inputs(state.model, state.spec.heads.tensors, state.input_name):
-        raise ModelError(
-            f"the heads need further inputs besides the image {state.input_name!r}: {', '.join(others)}",
-            "networks with further inputs, such as trackers that take the previous frame, are not supported: "
-            "export one whose further inputs are constants",
-        )
+        raise _further(others)
 
 
 def _free_shapes(state: Preparation) -> None:

@@ -41,11 +41,14 @@ def refusals(model: onnx.ModelProto, folder: Path) -> list[str]:
     messages = []
     for act in (
         lambda: guess_spec(model),
-        lambda: build(
-            folder / "model.onnx",
-            spec_from_mapping(FIXED),
-            folder / "b",
-            BuildOptions(flavour="none", precision="fp32"),
+        *(
+            lambda spec=spec: build(
+                folder / "model.onnx",
+                spec_from_mapping(spec),
+                folder / "b",
+                BuildOptions(flavour="none", precision="fp32"),
+            )
+            for spec in (FIXED, {**FIXED, "input": {**FIXED["input"], "name": None}})
         ),
     ):
         with pytest.raises(CenterNetError) as error:

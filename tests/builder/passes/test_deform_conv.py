@@ -388,24 +388,26 @@ def test_rtx_builds_the_lowered_graph_with_dynamic_sizes(precision: str, offset_
     pytest.importorskip("tensorrt_rtx")
     channels = 18 * offset_group
     constants: dict[str, Array] = {
+        "stem": normal(4, 3, 1, 1, seed=3),
         "ow": normal(27 * offset_group, 4, 3, 3),
         "w": normal(6, 4, 3, 3, seed=2),
         "sizes": np.array([channels, channels // 2], np.int64),
     }
     nodes = [
-        Node("Conv", ["x", "ow"], ["raw"], name="predict", pads=[1] * 4),
+        Node("Conv", ["x", "stem"], ["x4"], name="stem"),  # images have three channels
+        Node("Conv", ["x4", "ow"], ["raw"], name="predict", pads=[1] * 4),
         Node("Split", ["raw", "sizes"], ["offset", "logits"], name="split", axis=1),
         Node("Sigmoid", ["logits"], ["mask"], name="sigmoid"),
         Node(
             "DeformConv",
-            ["x", "w", "offset", "", "mask"],
+            ["x4", "w", "offset", "", "mask"],
             ["y"],
             name="dcn",
             pads=[1] * 4,
             offset_group=offset_group,
         ),
     ]
-    source = graph(nodes[0], {"x": normal(1, 4, 8, 8)}, constants)
+    source = graph(nodes[0], {"x": normal(1, 3, 8, 8)}, constants)
     source.graph.node.extend(nodes[1:])
     lowered = lower_deform_conv(source)
     if precision == "fp16":
