@@ -22,7 +22,7 @@ from centernet_trt.cli.console import (
     show_error,
     write_json,
 )
-from centernet_trt.errors import InputError
+from centernet_trt.errors import InputError, ToleranceError
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
@@ -149,6 +149,20 @@ def build_command(
             "--every-layer", help="int8: quantise every layer that can be, without a search (experimental)."
         ),
     ] = False,
+    keep_fp32: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NODE,...", help="Nodes that stay fp32 in an fp16 or int8 build, named as in layers.json."
+        ),
+    ] = None,
+    max_difference: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Largest difference of a head from the source, as a share of the head's root mean square.",
+            show_default="fp32 0.001, fp16 0.06, int8 0.4",
+        ),
+    ] = None,
     tf32: Annotated[
         bool, typer.Option("--tf32", help="Allow fp32 convolutions to round their inputs to TF32.")
     ] = False,
@@ -174,7 +188,7 @@ def build_command(
         width=width or defaults.width,
         profiles=tuple(profile or ()) or defaults.profiles,
         flavour=flavour,
-        targets=tuple(part.strip() for part in target.split(",")) if target else (),
+        targets=_names(target),
         heads=heads,
         calibration=calibration,
         int8=Int8Options(
@@ -184,6 +198,8 @@ def build_command(
             budget=Budget(max_drop, min_agreement),
             everything=every_layer,
         ),
+        keep_fp32=_names(keep_fp32),
+        max_difference=max_difference,
         tf32=tf32,
         command=shlex.join(["centernet-trt", *sys.argv[1:]]),
     )
@@ -192,12 +208,17 @@ def build_command(
     try:
         with progress_bar() as progress:
             bundle = build(path, _choose_spec(recipe, spec), folder, options, BuildProgress(progress))
-    except BudgetError as error:
+    except (BudgetError, ToleranceError) as error:
         show_error(error)
         raise typer.Exit(EXIT_TOLERANCE) from None
     show_bundle(bundle)
     if json_file is not None:
         write_json(json_file, bundle.manifest.model_dump(mode="json", by_alias=True))
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """The parts of a comma-separated option."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
 def _choose_spec(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder":

@@ -56,11 +56,11 @@ class TensorRange:
 
 
 def affordable(
-    model: ModelProto, images: Sequence[CalibrationImage], work: float | None
+    model: ModelProto, images: Sequence[CalibrationImage], work: float | None, fewest: int = 2
 ) -> Sequence[CalibrationImage]:
     """The first images whose forward passes at 512x512 pixels cost at most `work` multiply-adds together.
 
-    At least two; all if `work` is None, or the network's multiply-adds cannot be counted.
+    At least `fewest`; all if `work` is None, or the network's multiply-adds cannot be counted.
     """
     if work is None:
         return images
@@ -68,7 +68,7 @@ def affordable(
         each = count_complexity(model, 512, 512).multiply_adds
     except ModelError:  # a graph that does not accept this size
         return images
-    return images[: max(2, int(work // max(each, 1)))]
+    return images[: max(fewest, int(work // max(each, 1)))]
 
 
 def underflow_notes(ranges: Mapping[str, TensorRange]) -> list[str]:
@@ -224,9 +224,10 @@ def nodes_beyond_fp16(
             kept[node.name] = (
                 f"tensor {touched[0]} reaches {ranges[touched[0]].largest:.3g} on the calibration images"
             )
-        elif node.op_type == "ReduceL2" and (seen := ranges.get(node.output[0])) is not None:
-            if _is_outside(seen.largest**2):
-                kept[node.name] = f"its sum of squares reaches {seen.largest**2:.3g} on the calibration images"
+        elif node.op_type == "ReduceL2" and node.output[0] in ranges:
+            squares = ranges[node.output[0]].largest ** 2
+            if _is_outside(squares):
+                kept[node.name] = f"its sum of squares reaches {squares:.3g} on the calibration images"
     return kept
 
 

@@ -13,7 +13,9 @@ __all__ = ["nodes_losing_constants"]
 
 _LOSS = 0.01
 """Share of a constant's value that rounding to fp16 may take: below 6.1e-5, digits vanish one by one."""
-_SAFE_RMS = 1e-4  # constants of at least this root mean square cannot lose more: the check of large weights ends here
+_SAFE_RMS = (
+    1e-4  # constants of at least this root mean square cannot lose more: the check of large weights ends here
+)
 
 # Constants that are added to a sum of products, in which a value too small for fp16 counts for nothing.
 _BIASES = {
@@ -41,8 +43,31 @@ _UNARY: dict[str, Callable[[float], float]] = {
 }
 _SAME = frozenset(
     [
-        *("Abs", "Add", "Cast", "Clip", "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "Mean", "Min"),
-        *("Neg", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Slice"),
+        *(
+            "Abs",
+            "Add",
+            "Cast",
+            "Clip",
+            "Concat",
+            "Expand",
+            "Flatten",
+            "Gather",
+            "Identity",
+            "Max",
+            "Mean",
+            "Min",
+        ),
+        *(
+            "Neg",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceMax",
+            "ReduceMean",
+            "ReduceMin",
+            "ReduceSum",
+            "Reshape",
+            "Slice",
+        ),
         *("Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where"),
     ]
 )

@@ -109,8 +109,7 @@ def require_nodes(model: ModelProto, names: Collection[str]) -> None:
         if name not in known:
             near = g.near_names(name, known)
             raise ModelError(
-                f"the graph has no node {name!r}"
-                + (f"; near names: {', '.join(near)}" if near else ""),
+                f"the graph has no node {name!r}" + (f"; near names: {', '.join(near)}" if near else ""),
                 "layers.json of a bundle lists the nodes, after constants and batch norms were folded",
             )
 
