@@ -122,7 +122,12 @@ def build_command(
         float, typer.Option(min=0.0, max=1.0, help="int8: largest expected drop in AP.")
     ] = 0.005,
     min_agreement: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="int8: lowest F1 of matched boxes against fp32.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="int8: lowest F1 of matched boxes, and agreement of further heads, against fp32.",
+        ),
     ] = 0.95,
     method: Annotated[
         Method, typer.Option("--calibration-method", help="int8: method for the thresholds to try first.")
@@ -279,9 +284,10 @@ def _bundle_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for note in manifest.notes:
         yield "note", note
     if (int8 := manifest.calibration) is not None:
+        heads = "".join(f", {name} {value:.4f}" for name, value in int8.agreement_heads.items())
         text = (
             f"{int8.int8_share:.1%} of the multiply-adds; expected drop {int8.expected_drop:.4f} AP, "
-            f"F1 {int8.agreement_f1:.4f} against fp32 on {int8.judged_images} images "
+            f"F1 {int8.agreement_f1:.4f}{heads} against fp32 on {int8.judged_images} images "
             f"({int8.mode}); layers and reasons in int8.md"
         )
         yield "int8", text
