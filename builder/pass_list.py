@@ -256,8 +256,9 @@ def _check_limits(state: Preparation) -> None:
     found = compare_on_images(
         state.source, state.model, state.spec, state.shape, images, state.progress("limits")
     )
-    # A searched int8 graph may agree as little as its budget says.
-    least = min(LEAST_F1, options.int8.budget.min_agreement) if options.precision == "int8" else LEAST_F1
+    least = LEAST_F1
+    if state.int8 is not None:  # it may agree as little as its budget says; without a search there is none
+        least = 0.0 if options.int8.everything else min(least, options.int8.budget.min_agreement)
     state.notes += check_limits(found, options.precision, options.max_difference, least)
 
 
