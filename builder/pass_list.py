@@ -1,5 +1,6 @@
 """List the passes of a build: PASSES, and the Preparation that they work on."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -256,10 +257,12 @@ def _check_limits(state: Preparation) -> None:
     found = compare_on_images(
         state.source, state.model, state.spec, state.shape, images, state.progress("limits")
     )
-    least = LEAST_F1
-    if state.int8 is not None:  # it may agree as little as its budget says; without a search there is none
-        least = 0.0 if options.int8.everything else min(least, options.int8.budget.min_agreement)
-    state.notes += check_limits(found, options.precision, options.max_difference, least)
+    most, least = options.max_difference, LEAST_F1
+    if state.int8 is not None and options.int8.everything:  # an experiment without a budget: notes alone
+        most = math.inf if most is None else most
+    elif state.int8 is not None:  # it may agree as little as its budget says
+        least = min(least, options.int8.budget.min_agreement)
+    state.notes += check_limits(found, options.precision, most, least)
 
 
 PASSES: tuple[Pass, ...] = (

@@ -165,7 +165,7 @@ def build_command(
         typer.Option(
             min=0.0,
             help="Largest difference of a head from the source, as a share of the head's root mean square.",
-            show_default="fp32 0.001, fp16 0.06, int8 0.4",
+            show_default="fp32 0.001, fp16 0.06, int8 0.5",
         ),
     ] = None,
     tf32: Annotated[

@@ -131,13 +131,23 @@ def comparison(error: float, boxes: BoxAgreement | None, half: bool = False) -> 
     return ImageComparison({"hm": (error, "a.png"), "wh": (0.0, "a.png")}, boxes, 3, half)
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-3), ("fp16", 0.06), ("int8", 0.4)])
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-3), ("fp16", 0.06), ("int8", 0.5)])
 def test_each_precision_has_its_limit(precision: Precision, limit: float) -> None:
     many = BoxAgreement(0.3, 100, 100, 200)
     assert check_limits(comparison(limit, many), precision) == []
     for error in (limit * 1.01, float("nan"), float("inf")):
         with pytest.raises(ToleranceError, match="head 'hm'"):
             check_limits(comparison(error, many), precision)
+
+
+def test_what_a_caller_accepts_is_a_note_but_never_nan() -> None:
+    many = BoxAgreement(0.3, 100, 100, 200)
+    (note,) = check_limits(comparison(0.7, many), "fp16", max_difference=1.0)
+    assert "expected at most 0.06" in note
+    assert "head 'hm' by 0.7 on a.png" in note
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ToleranceError, match="by NaN or infinite values"):
+            check_limits(comparison(value, None), "int8", max_difference=float("inf"))
 
 
 def test_a_source_in_fp16_has_the_limit_of_fp16() -> None:
