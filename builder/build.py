@@ -11,7 +11,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from centernet_trt._version import __version__
-from centernet_trt.builder.calibration.images import CalibrationImages, find_images
+from centernet_trt.builder.calibration.images import find_images
 from centernet_trt.builder.graph.external_data import (
     PROTOBUF_LIMIT,
     external_weights,
@@ -95,6 +95,7 @@ def build(
 
     Raises:
         ModelError: the graph cannot be read or built, or the built graph does not compute what its source does.
+        ToleranceError: the built graph differs from its source by more than a limit.
         SpecError: the spec does not fit the graph, or cannot be found.
         InputError: a range of the options does not fit the spec, or the precision does not fit the graph.
         BundleError: the output folder cannot be written.
@@ -112,7 +113,7 @@ def build(
         flavour.require_device(target)
     with replacing_folder(output) as folder, external_weights():
         reporter.stage("graph")
-        images = _images(options)
+        images = find_images(options.calibration or FOLDER)
         own = None if options.calibration is None else images
         prepared = prepare(
             model,
@@ -165,11 +166,6 @@ def build(
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return EngineBundle(output, manifest)
-
-
-def _images(options: BuildOptions) -> CalibrationImages | None:
-    """The images that int8 is calibrated on and that fp16's range check runs on."""
-    return None if options.precision == "fp32" else find_images(options.calibration or FOLDER)
 
 
 def _write_reports(prepared: Prepared, folder: Path) -> list[Path]:

@@ -31,6 +31,9 @@ class BuildOptions:
         calibration: a folder of images or a COCO annotation file: the images that int8 is calibrated on and that fp16's
             range check runs on. None is the images that ship with the package, which int8 does not accept.
         int8: how an int8 graph is calibrated and searched. Its `calibration` is ignored: the images are those above.
+        keep_fp32: names of nodes that stay fp32 in an fp16 or int8 graph, as `layers.json` of a bundle lists them.
+        max_difference: largest difference of a head from the source's, root mean square relative to the source's; None
+            is `calibration.limits.LIMITS` of the precision.
         tf32: allow TF32 in fp32 convolutions.
         command: the command line that the manifest records; None records an equivalent one.
     """
@@ -45,6 +48,8 @@ class BuildOptions:
     heads: Literal["fp16", "fp32"] = "fp16"
     calibration: Path | None = None
     int8: Int8Options = field(default_factory=Int8Options)
+    keep_fp32: tuple[str, ...] = ()
+    max_difference: float | None = None
     tf32: bool = False
     command: str | None = None
 

@@ -1,7 +1,8 @@
 """List the passes of a build: PASSES, and the Preparation that they work on."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from centernet_trt.builder.calibration.fp16_ranges import (
     underflow_notes,
 )
 from centernet_trt.builder.calibration.images import CalibrationImages
+from centernet_trt.builder.calibration.limits import LEAST_F1, check_limits, compare_on_images
 from centernet_trt.builder.graph.compare import HeadError, check_dynamic_batch
 from centernet_trt.builder.graph.edit import main_opset
 from centernet_trt.builder.graph.io import further_inputs, keep_heads, make_dynamic, set_input_size
@@ -30,6 +32,7 @@ from centernet_trt.builder.passes.deform_conv import has_deform_conv, standardis
 from centernet_trt.builder.passes.deform_conv_lowering import lower_deform_conv
 from centernet_trt.builder.passes.fold import constants_to_initializers, fold_constants, remove_identities
 from centernet_trt.builder.passes.fp16 import to_fp16
+from centernet_trt.builder.passes.fp16_rules import require_nodes
 from centernet_trt.builder.passes.fp32 import holds_fp16, to_fp32
 from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quantised
 from centernet_trt.builder.progress import BuildReporter
@@ -45,6 +48,10 @@ SpecFinder = Callable[[ModelProto], ModelSpec]
 
 RANGE_CHECK_WORK = 3e11
 """Multiply-adds that fp16's range check may cost with images that the user did not choose: some dozen seconds of one core."""
+
+LIMIT_CHECK_IMAGES = 4
+LIMIT_CHECK_WORK = 6e10
+"""Images that the limits are checked on, and multiply-adds that they may cost: some seconds of two cores."""
 
 
 @dataclass
@@ -217,14 +224,19 @@ def _lower(state: Preparation) -> None:
 
 def _quantise(state: Preparation) -> None:
     refresh_shapes(state.model)  # calibration needs the types of tensors that passes have made
-    state.int8 = make_int8(state.model, state.spec, state.shape, state.options.int8, state.reporter)
+    require_nodes(state.model, state.options.keep_fp32)  # before minutes of calibration
+    asked = state.options.int8
+    options = replace(asked, rules=replace(asked.rules, keep_fp32=state.options.keep_fp32))
+    state.int8 = make_int8(state.model, state.spec, state.shape, options, state.reporter)
     state.model = state.int8.model
 
 
 def _check_ranges(state: Preparation) -> None:
     refresh_shapes(state.model)  # the range check needs every tensor's type
     fp32_heads = state.options.heads == "fp32"
-    state.kept_fp32 = nodes_of_heads(state.model) if fp32_heads else {}
+    require_nodes(state.model, state.options.keep_fp32)
+    named = dict.fromkeys(state.options.keep_fp32, "requested by --keep-fp32")
+    state.kept_fp32 = (nodes_of_heads(state.model) if fp32_heads else {}) | named
     if state.images is None:
         return
     given = state.images.images
@@ -236,7 +248,7 @@ def _check_ranges(state: Preparation) -> None:
         )
     ranges = measure_ranges(state.model, images, state.spec.input, state.progress("fp16 ranges"))
     state.notes += underflow_notes(ranges)
-    state.kept_fp32 |= nodes_beyond_fp16(state.model, ranges, heads_in_fp32=fp32_heads)
+    state.kept_fp32 |= nodes_beyond_fp16(state.model, ranges, heads_in_fp32=fp32_heads) | named
 
 
 def _to_fp16(state: Preparation) -> None:
@@ -291,6 +303,22 @@ def _reference(state: Preparation) -> ModelProto:
         return make_dynamic(cut, state.input_name, size=size is None)
     except ModelError:  # a tensor that only the conversion made, or an operator without shape inference
         return state.source
+
+
+def _check_limits(state: Preparation) -> None:
+    options = state.options
+    given = () if state.images is None else state.images.images
+    spread = given[:: -(-len(given) // LIMIT_CHECK_IMAGES) or 1]
+    images = affordable(state.source, spread, LIMIT_CHECK_WORK, fewest=1)
+    found = compare_on_images(
+        state.source, state.model, state.spec, state.shape, images, state.progress("limits")
+    )
+    most, least = options.max_difference, LEAST_F1
+    if state.int8 is not None and options.int8.everything:  # an experiment without a budget: notes alone
+        most = math.inf if most is None else most
+    elif state.int8 is not None:  # it may agree as little as its budget says
+        least = min(least, options.int8.budget.min_agreement)
+    state.notes += check_limits(found, options.precision, most, least)
 
 
 PASSES: tuple[Pass, ...] = (
@@ -392,6 +420,11 @@ PASSES: tuple[Pass, ...] = (
         "compare",
         "runs the graph as it came and the result on one random image: the difference of every head is in the manifest",
         _compare,
+    ),
+    Pass(
+        "limits",
+        "compares heads and boxes of source and result on a few images and a black frame: beyond a limit the build fails",
+        _check_limits,
     ),
 )
 """Every pass of a build, in order."""

@@ -65,7 +65,8 @@ def prepare(
         path: the ONNX file, which is read once.
         spec: the spec, or a function that finds it in the source graph.
         options: precision, shapes, types; flavour and targets are not used here.
-        images: what int8 is calibrated on, and what fp16's range check runs on; None skips that check.
+        images: what int8 is calibrated on, and what fp16's range check and the check of the limits run on. Without them
+            there is no range check, and the limits are checked on a black frame alone.
         lower_deform_conv: write deformable convolutions in standard operators, for a parser that does not know them.
         reporter: receives the progress.
 

@@ -23,7 +23,7 @@ from centernet_trt.cli.console import (
     write_json,
 )
 from centernet_trt.cli.spec_lines import preprocessing_line
-from centernet_trt.errors import InputError
+from centernet_trt.errors import InputError, ToleranceError
 from centernet_trt.runtime.bundle import EngineBundle
 from centernet_trt.runtime.manifest import Manifest, Precision, ShapeRange
 from centernet_trt.runtime.presets import PRESET_NAMES, read_spec
@@ -123,7 +123,12 @@ def build_command(
         float, typer.Option(min=0.0, max=1.0, help="int8: largest expected drop in AP.")
     ] = 0.005,
     min_agreement: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="int8: lowest F1 of matched boxes against fp32.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="int8: lowest F1 of matched boxes, and agreement of further heads, against fp32.",
+        ),
     ] = 0.95,
     method: Annotated[
         Method, typer.Option("--calibration-method", help="int8: method for the thresholds to try first.")
@@ -150,6 +155,20 @@ def build_command(
             "--every-layer", help="int8: quantise every layer that can be, without a search (experimental)."
         ),
     ] = False,
+    keep_fp32: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NODE,...", help="Nodes that stay fp32 in an fp16 or int8 build, named as in layers.json."
+        ),
+    ] = None,
+    max_difference: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Largest difference of a head from the source, as a share of the head's root mean square.",
+            show_default="fp32 0.001, fp16 0.06, int8 0.5",
+        ),
+    ] = None,
     tf32: Annotated[
         bool, typer.Option("--tf32", help="Allow fp32 convolutions to round their inputs to TF32.")
     ] = False,
@@ -175,7 +194,7 @@ def build_command(
         width=width or defaults.width,
         profiles=tuple(profile or ()) or defaults.profiles,
         flavour=flavour,
-        targets=tuple(part.strip() for part in target.split(",")) if target else (),
+        targets=_names(target),
         heads=heads,
         calibration=calibration,
         int8=Int8Options(
@@ -185,6 +204,8 @@ def build_command(
             budget=Budget(max_drop, min_agreement),
             everything=every_layer,
         ),
+        keep_fp32=_names(keep_fp32),
+        max_difference=max_difference,
         tf32=tf32,
         command=shlex.join(["centernet-trt", *sys.argv[1:]]),
     )
@@ -193,12 +214,17 @@ def build_command(
     try:
         with progress_bar() as progress:
             bundle = build(path, _choose_spec(recipe, spec), folder, options, BuildProgress(progress))
-    except BudgetError as error:
+    except (BudgetError, ToleranceError) as error:
         show_error(error)
         raise typer.Exit(EXIT_TOLERANCE) from None
     show_bundle(bundle)
     if json_file is not None:
         write_json(json_file, bundle.manifest.model_dump(mode="json", by_alias=True))
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """The parts of a comma-separated option."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
 def _choose_spec(recipe: Recipe | None, spec: str | None) -> "ModelSpec | SpecFinder":
@@ -271,9 +297,10 @@ def _bundle_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for note in manifest.notes:
         yield "note", note
     if (int8 := manifest.calibration) is not None:
+        heads = "".join(f", {name} {value:.4f}" for name, value in int8.agreement_heads.items())
         text = (
             f"{int8.int8_share:.1%} of the multiply-adds; expected drop {int8.expected_drop:.4f} AP, "
-            f"F1 {int8.agreement_f1:.4f} against fp32 on {int8.judged_images} images "
+            f"F1 {int8.agreement_f1:.4f}{heads} against fp32 on {int8.judged_images} images "
             f"({int8.mode}); layers and reasons in int8.md"
         )
         yield "int8", text

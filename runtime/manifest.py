@@ -181,7 +181,8 @@ class CalibrationSummary(ManifestModel):
         min_agreement: lower limit for `agreement_f1`.
         expected_drop: label-free estimate of the drop in AP against the fp32 graph.
         agreement_f1: F1 of boxes matched with the fp32 graph's, at the spec's threshold.
-        judged_images: number of calibration images that these two were measured on.
+        agreement_heads: agreement of each further head with the fp32 graph's at the objects found, 1 for equal values.
+        judged_images: number of calibration images that these were measured on.
         mode: how the graph was run for that: `faithful` to its types, or with int8 `simulated` in fp32.
     """
 
@@ -192,6 +193,7 @@ class CalibrationSummary(ManifestModel):
     min_agreement: float
     expected_drop: float
     agreement_f1: float
+    agreement_heads: dict[str, float] = {}
     judged_images: int
     mode: Literal["simulated", "faithful"]
 

@@ -56,11 +56,11 @@ class TensorRange:
 
 
 def affordable(
-    model: ModelProto, images: Sequence[CalibrationImage], work: float | None
+    model: ModelProto, images: Sequence[CalibrationImage], work: float | None, fewest: int = 2
 ) -> Sequence[CalibrationImage]:
     """The first images whose forward passes at 512x512 pixels cost at most `work` multiply-adds together.
 
-    At least two; all if `work` is None, or the network's multiply-adds cannot be counted.
+    At least `fewest`; all if `work` is None, or the network's multiply-adds cannot be counted.
     """
     if work is None:
         return images
@@ -68,7 +68,7 @@ def affordable(
         each = count_complexity(model, 512, 512).multiply_adds
     except ModelError:  # a graph that does not accept this size
         return images
-    return images[: max(2, int(work // max(each, 1)))]
+    return images[: max(fewest, int(work // max(each, 1)))]
 
 
 def underflow_notes(ranges: Mapping[str, TensorRange]) -> list[str]:
@@ -193,7 +193,10 @@ def _counting_nodes(name: str) -> list[NodeProto]:
 def nodes_beyond_fp16(
     model: ModelProto, ranges: dict[str, TensorRange], *, heads_in_fp32: bool = False
 ) -> dict[str, str]:
-    """Find the nodes that must stay fp32, since they make or read a tensor too large for fp16.
+    """Find the nodes that must stay fp32, since they make or read a tensor that fp16 cannot represent.
+
+    That is one with a value too large, or all of whose values are too small: its largest is below fp16's normal
+    numbers. `ReduceL2` sums squares, so the square of its result counts.
 
     Args:
         model: named nodes.
@@ -206,22 +209,31 @@ def nodes_beyond_fp16(
     Raises:
         ModelError: a graph output is too large for fp16.
     """
-    large = {name: r for name, r in ranges.items() if r.largest * HEADROOM > FP16_LARGEST}
     for value in model.graph.output:
-        if not heads_in_fp32 and value.name in large and large[value.name].overflows:
+        seen = ranges.get(value.name)
+        if not heads_in_fp32 and seen is not None and seen.overflows:
             raise ModelError(
-                f"head {value.name!r} reaches {large[value.name].largest:.3g}, the largest fp16 number is "
-                f"{FP16_LARGEST:.0f}",
+                f"head {value.name!r} reaches {seen.largest:.3g}, the largest fp16 number is {FP16_LARGEST:.0f}",
                 "build with --heads fp32, or with --precision fp32",
             )
+    outside = {name for name, seen in ranges.items() if _is_outside(seen.largest)}
     kept = {}
     for node in model.graph.node:
-        touched = [name for name in (*node.output, *g.node_uses(node)) if name in large]
+        touched = [name for name in (*node.output, *g.node_uses(node)) if name in outside]
         if touched:
             kept[node.name] = (
-                f"tensor {touched[0]} reaches {large[touched[0]].largest:.3g} on the calibration images"
+                f"tensor {touched[0]} reaches {ranges[touched[0]].largest:.3g} on the calibration images"
             )
+        elif node.op_type == "ReduceL2" and node.output[0] in ranges:
+            squares = ranges[node.output[0]].largest ** 2
+            if _is_outside(squares):
+                kept[node.name] = f"its sum of squares reaches {squares:.3g} on the calibration images"
     return kept
+
+
+def _is_outside(largest: float) -> bool:
+    """Whether a tensor with this largest magnitude is too large or too small for fp16; not if it is always 0."""
+    return largest * HEADROOM > FP16_LARGEST or 0 < largest < FP16_SMALLEST_NORMAL
 
 
 def nodes_of_heads(model: ModelProto) -> dict[str, str]:

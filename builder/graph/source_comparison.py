@@ -4,7 +4,7 @@ from onnx import ModelProto
 
 from centernet_trt.builder.graph.compare import HeadError, compare_models, own_spread
 from centernet_trt.builder.graph.shapes import holds_half
-from centernet_trt.errors import ModelError, SpecError
+from centernet_trt.errors import ModelError, SpecError, ToleranceError
 from centernet_trt.runtime.host.decode import check_heads
 from centernet_trt.runtime.manifest import HeadComparison, Precision, ProfileRecord
 from centernet_trt.runtime.spec import FixedSize, InputSpec, ModelSpec
@@ -102,7 +102,7 @@ def compare_with_source(
             notes += lines
     for name, error in found.items():
         if not error.max_abs < float("inf"):
-            raise ModelError(
+            raise ToleranceError(
                 f"head {name!r} overflows in {precision}: expected the source's finite number, got infinity or NaN",
                 "build with --precision fp32",
             )

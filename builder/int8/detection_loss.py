@@ -1,7 +1,7 @@
 """Detection-level loss of a graph against the fp32 graph, on images without labels."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import ModelProto, helper
@@ -13,9 +13,9 @@ from centernet_trt.evaluation.accuracy.agreement import Agreement, agreement, ma
 from centernet_trt.evaluation.accuracy.expected_ap import DrawnAnnotations
 from centernet_trt.runtime.detections import Detections
 from centernet_trt.runtime.host.decode import decode
-from centernet_trt.runtime.spec import ModelSpec
+from centernet_trt.runtime.spec import ModelSpec, PointsExtra
 
-__all__ = ["DetectionLoss", "LossEvaluator", "weighted_loss"]
+__all__ = ["DetectionLoss", "LossEvaluator", "further_heads", "weighted_loss"]
 
 # Reference detections below this score hardly count; leaving them out saves most of the matching.
 _FAINTEST = 0.05
@@ -27,14 +27,17 @@ class DetectionLoss:
     """Difference between the detections of a candidate and of the reference, on the evaluator's images.
 
     Attributes:
-        weighted: `weighted_loss`, 0 for equal detections; changes smoothly, so it ranks small differences.
+        weighted: `weighted_loss`, plus 1 minus the agreement of each further head: 0 for equal detections. It changes
+            smoothly, so it ranks small differences.
         drop: expected drop in AP (`evaluation.accuracy.expected_ap`), the unit of the budget.
         agreement: matched boxes at the spec's threshold.
+        heads: `further_heads`, 1 for equal values.
     """
 
     weighted: float
     drop: float
     agreement: Agreement
+    heads: Mapping[str, float] = field(default_factory=dict)
 
 
 class LossEvaluator:
@@ -110,10 +113,12 @@ class LossEvaluator:
 
     def compare(self, found: Sequence[Detections]) -> DetectionLoss:
         """Compare detections, one entry per image of the evaluator, with the reference's."""
+        heads = further_heads(self.reference, found, self._spec)
         return DetectionLoss(
-            weighted_loss(self.reference, found),
+            weighted_loss(self.reference, found) + sum(1 - value for value in heads.values()),
             self._annotations.drop(found),
             agreement(self.reference, found, threshold=self._spec.threshold),
+            heads,
         )
 
 
@@ -134,3 +139,44 @@ def weighted_loss(reference: Sequence[Detections], candidate: Sequence[Detection
         cost += float(each.sum())
         weight += float(score.sum())
     return cost / weight if weight else 0.0
+
+
+def further_heads(
+    reference: Sequence[Detections], candidate: Sequence[Detections], spec: ModelSpec
+) -> dict[str, float]:
+    """Agreement of embeddings, landmarks and other further heads at the objects that both found.
+
+    It is 1 minus a relative error: the root mean square of the differences over all objects, weighted by score, divided
+    by that of the reference's values, or for points by the sides of the boxes. Objects as in `weighted_loss`; those below
+    a score of 0.05 count where the reference has no others.
+
+    Args:
+        reference: detections of the reference, one entry per image.
+        candidate: those of the candidate, in the same order.
+        spec: names the heads.
+
+    Returns:
+        By name of the head, 1 for equal values, negative for errors above the values themselves.
+    """
+    faintest = _FAINTEST if any((right.score >= _FAINTEST).any() for right in reference) else 0.0
+    noise = {head.name: 0.0 for head in spec.heads.extra}
+    signal = dict(noise)
+    for right, found in zip(reference, candidate, strict=True) if noise else ():
+        right = right[right.score >= faintest]
+        pairs = match(right, found, _SAME_OBJECT)
+        right, found = right[pairs.reference], found[pairs.candidate]
+        weight = right.score.astype(np.float64)
+        sides = (right.xyxy[:, 2:] - right.xyxy[:, :2]).astype(np.float64)
+        for head in spec.heads.extra:
+            values = right.extra[head.name].astype(np.float64)
+            squares = (values - found.extra[head.name]) ** 2
+            if isinstance(head, PointsExtra):  # each point has two coordinates
+                scale = sides.prod(axis=1) * head.points
+            else:
+                scale = (values**2).sum(axis=1)
+            noise[head.name] += float(weight @ squares.sum(axis=1))
+            signal[head.name] += float(weight @ scale)
+    return {
+        name: 1 - float(np.sqrt(noise[name] / signal[name])) if signal[name] else 1.0 - bool(noise[name])
+        for name in noise
+    }

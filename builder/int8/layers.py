@@ -32,6 +32,7 @@ class Rules:
         correct_bias: the shift of a layer's mean output by the rounding of its weights is taken off its bias.
         residual_skip: the other operand of an addition that an int8 convolution feeds is quantised too, so that
             TensorRT can fuse the addition into the int8 convolution. Costs accuracy, so it is tried last.
+        keep_fp32: names of layers that stay out of int8 because the caller keeps them fp32.
     """
 
     last_convs: bool = False
@@ -39,6 +40,7 @@ class Rules:
     equalise: bool = True
     correct_bias: bool = True
     residual_skip: bool = False
+    keep_fp32: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def survey(model: ModelProto, height: int, width: int, rules: Rules | None = Non
     excluded: dict[str, str] = {}
     for layer in layers:
         reason = _reason(layer, nodes[layer.name], constants)
+        if layer.name in rules.keep_fp32:
+            reason = "kept in fp32 by the caller"
         if reason is None and layer.name in last and not rules.last_convs:
             reason = f"last convolution of head {last[layer.name]!r}"
         if reason is None and layer.multiply_adds < rules.smallest_share * total:

@@ -108,8 +108,8 @@ class Int8Result:
             raise BudgetError(
                 f"with fp16 around int8 no graph is inside a drop of {budget.max_drop:g} and an agreement of "
                 f"{budget.min_agreement:g} (confidence 90 %): the last has a drop of {typed.drop:.4f} and an agreement "
-                f"of {typed.agreement.f1_low:.4f}, in fp32 {simulated.drop:.4f} and {simulated.agreement.f1_low:.4f}; "
-                f"{error.message}",
+                f"of {typed.agreement.f1_low:.4f}, in fp32 {simulated.drop:.4f} and {simulated.agreement.f1_low:.4f}"
+                f"{budget.heads_below(typed)}; {error.message}",
                 "allow a larger --max-drop or a smaller --min-agreement, or build with --precision fp16",
             ) from None
         return replace(self, model=found.model, search=found)

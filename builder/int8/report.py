@@ -67,6 +67,7 @@ def _loss(loss: DetectionLoss) -> dict[str, Any]:
         "loss": round(loss.weighted, 6),
         "expected_drop": round(loss.drop, 6),
         "agreement": loss.agreement.to_json(),
+        "heads": {name: round(value, 6) for name, value in loss.heads.items()},
     }
 
 
@@ -149,6 +150,7 @@ def _words(loss: Mapping[str, Any]) -> str:
     return (
         f"loss {loss['loss']:.4f}, expected drop {loss['expected_drop']:.4f}, F1 {agreement['f1']:.4f} of "
         f"{agreement['reference']} boxes at score {agreement['threshold']:g}"
+        + "".join(f", {name} {value:.4f}" for name, value in loss["heads"].items())
     )
 
 
@@ -205,6 +207,7 @@ def summary(result: Int8Result, measured: Measured | None = None) -> Calibration
         min_agreement=result.options.budget.min_agreement,
         expected_drop=round(found.drop, 6),
         agreement_f1=round(found.agreement.f1, 6),
+        agreement_heads={name: round(value, 6) for name, value in found.heads.items()},
         judged_images=len(result.evaluator.images),
         mode="simulated" if measured is None else "faithful",
     )

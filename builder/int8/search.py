@@ -34,7 +34,7 @@ class Budget:
         max_drop: largest expected drop in AP against the fp32 graph, 0..1.
         min_agreement: smallest F1 of matched boxes at the spec's threshold against the fp32 graph, 0..1. It applies to
             the lower bound at a confidence of 90 % (`Agreement.f1_low`), since other images often do not reach the F1
-            of the evaluated ones.
+            of the evaluated ones. It is also the smallest agreement of every further head (`DetectionLoss.heads`).
         min_share: smallest share of the multiply-adds that must be int8 for the result to count as int8 at all.
     """
 
@@ -44,7 +44,17 @@ class Budget:
 
     def allows(self, loss: DetectionLoss) -> bool:
         """Whether a graph's loss is inside the budget; `min_share` is not checked."""
-        return loss.drop <= self.max_drop and loss.agreement.f1_low >= self.min_agreement
+        agree = (loss.agreement.f1_low, *loss.heads.values())
+        return loss.drop <= self.max_drop and all(value >= self.min_agreement for value in agree)
+
+    def heads_below(self, loss: DetectionLoss) -> str:
+        """The further heads that agree too little, for a message that goes on; empty if there are none."""
+        below = [
+            f"; head {name!r} agrees to {value:.4f}, {self.min_agreement - value:.4f} below {self.min_agreement:g}"
+            for name, value in loss.heads.items()
+            if not value >= self.min_agreement
+        ]
+        return "".join(below)
 
 
 @dataclass(frozen=True)
@@ -263,6 +273,7 @@ class Search:
         if (low := best.loss.agreement.f1_low) < self.budget.min_agreement:
             short = self.budget.min_agreement - low
             found += f"; agreement {low:.4f} with a confidence of 90 %, {short:.4f} below {self.budget.min_agreement:g}"
+        found += self.budget.heads_below(best.loss)
         return BudgetError(
             f"no layer can be int8 inside a drop of {self.budget.max_drop:g}: the best graph tried has {best.units} "
             f"units in int8, {found}",

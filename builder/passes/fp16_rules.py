@@ -8,9 +8,10 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, defs
 
 from centernet_trt.builder.graph import edit as g
+from centernet_trt.builder.passes.fp16_constants import nodes_losing_constants
 from centernet_trt.errors import ModelError
 
-__all__ = ["FP16_LARGEST", "nodes_staying_fp32", "slot_stays_fp32"]
+__all__ = ["FP16_LARGEST", "nodes_staying_fp32", "require_nodes", "slot_stays_fp32"]
 
 FP16_LARGEST = float(np.finfo(np.float16).max)
 _HALF = "tensor(float16)"
@@ -80,18 +81,13 @@ def nodes_staying_fp32(
         ModelError: a name in `keep_fp32` is not a node of the graph.
     """
     nodes = {node.name: node for node in model.graph.node}
-    for name in keep_fp32:
-        if name not in nodes:
-            near = g.near_names(name, nodes.keys())
-            raise ModelError(
-                f"the graph has no node {name!r}" + (f"; near names: {', '.join(near)}" if near else ""),
-                "use the names that `builder.graph.edit.name_nodes` gives",
-            )
+    require_nodes(model, keep_fp32)
     asked = (
         keep_fp32 if isinstance(keep_fp32, Mapping) else dict.fromkeys(keep_fp32, "requested by keep_fp32")
     )
     rules = _Rules(g.main_opset(model), types, g.initializers(model.graph), fp16_scales)
-    reasons = _shape_arithmetic(model, types)
+    reasons = nodes_losing_constants(model, types)
+    reasons.update(_shape_arithmetic(model, types))
     reasons.update(_grids(model))
     for name, node in nodes.items():
         reason = asked.get(name) or reasons.get(name) or rules.reason(node)
@@ -100,6 +96,22 @@ def nodes_staying_fp32(
         else:
             reasons.pop(name, None)
     return reasons
+
+
+def require_nodes(model: ModelProto, names: Collection[str]) -> None:
+    """Check that nodes to keep fp32 exist.
+
+    Raises:
+        ModelError: one does not; the message lists near names.
+    """
+    known = [node.name for node in model.graph.node]
+    for name in names:
+        if name not in known:
+            near = g.near_names(name, known)
+            raise ModelError(
+                f"the graph has no node {name!r}" + (f"; near names: {', '.join(near)}" if near else ""),
+                "layers.json of a bundle lists the nodes, after constants and batch norms were folded",
+            )
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,8 @@ class _Rules:
         """Why the node cannot be fp16; None if it can."""
         if node.op_type in _QDQ and not self.fp16_scales:
             return "int8 scales stay exact in fp32"
+        if node.op_type == "LpNormalization":
+            return "sums squares, which leave the range of fp16"
         return self._by_schema(node) or self._by_values(node)
 
     def _by_schema(self, node: NodeProto) -> str | None:

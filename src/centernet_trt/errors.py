@@ -35,6 +35,10 @@ class ModelError(CenterNetError):
     """An ONNX graph cannot be read, or cannot be built."""
 
 
+class ToleranceError(ModelError):
+    """A built graph differs from its source by more than a limit. The command line exits with code 3."""
+
+
 class SpecError(CenterNetError):
     """A ModelSpec or a recipe is invalid, or does not match the graph."""
 

@@ -103,6 +103,7 @@ def test_the_passes_of_a_build_are_those_of_the_list(tmp_path: Path) -> None:
         "fp16 ranges",
         "fp16",
         "compare",
+        "limits",
     ]
     assert [name for name in dict.fromkeys(one.name for one in PASSES) if name in found] == found
 

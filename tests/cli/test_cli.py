@@ -331,3 +331,32 @@ def test_help_shows_defaults_in_words(
     text = run(command, "--help").out
     for default in defaults:
         assert f"[default: ({default})]" in text
+
+
+def test_build_beyond_a_limit_exits_with_3_and_names_the_head(run: Any, tmp_path: Path) -> None:
+    model, spec = save_tiny_model(tmp_path), tmp_path / "spec.toml"
+    spec.write_text(SPEC)
+    words = [
+        "build",
+        model,
+        "--spec",
+        spec,
+        "-o",
+        tmp_path / "b",
+        "--flavour",
+        "none",
+        "--height",
+        "64",
+        "--width",
+        "64",
+    ]
+    failed = run(*words, "--max-difference", "1e-9")
+    assert failed.code == 3
+    assert "head 'wh' by" in failed.err
+    assert "--keep-fp32" in failed.err
+    assert not (tmp_path / "b").exists()
+    assert run(*words, "--keep-fp32", "hm, wh,reg").code == 0
+    assert set(EngineBundle.load(tmp_path / "b").manifest.kept_fp32) == {"hm", "wh", "reg"}
+    unknown = run(*words, "--keep-fp32", "hn")
+    assert unknown.code == 1
+    assert "no node 'hn'; near names: wh, hm" in unknown.err

@@ -148,3 +148,20 @@ def test_values_that_fade_are_noted() -> None:
     assert "in 2 of 3 tensors" in note
     assert note.endswith("in b, 90%")
     assert underflow_notes({"c": ranges["c"], "none": TensorRange()}) == []
+
+
+def test_tensors_of_small_values_only_stay_with_makers_and_readers() -> None:
+    model = tiny_model()
+    model.graph.node.append(onnx.helper.make_node("Relu", ["hm"], ["after"], name="after"))
+    usual, small, zero = TensorRange(100.0), TensorRange(2e-5), TensorRange(0.0)
+    kept = nodes_beyond_fp16(model, {"hm": small, "wh": usual, "reg": zero, "after": usual})
+    assert set(kept) == {"hm", "after"}
+    assert "reaches 2e-05" in kept["hm"]
+
+
+@pytest.mark.parametrize(("largest", "stays"), [(100.0, False), (300.0, True), (5e-3, True), (0.1, False)])
+def test_the_squares_that_a_norm_sums_count(largest: float, stays: bool) -> None:
+    model = tiny_model()
+    model.graph.node.append(onnx.helper.make_node("ReduceL2", ["hm"], ["norm"], name="norm", axes=[1]))
+    kept = nodes_beyond_fp16(model, {"hm": TensorRange(50.0), "norm": TensorRange(largest)})
+    assert set(kept) == ({"norm"} if stays else set())

@@ -202,3 +202,12 @@ def scene_of(rng: np.random.Generator) -> Detections:
     boxes = np.concatenate([corner, corner + 50], axis=1).astype(np.float32)
     scores = np.full(len(boxes), 0.8, np.float32)
     return Detections(boxes, scores, np.arange(len(boxes), dtype=np.int32))
+
+
+def test_a_further_head_below_the_agreement_is_outside_the_budget_and_named() -> None:
+    budget, agree = Budget(1.0, 0.95), replace(NOBODY, f1=1.0, f1_low=1.0)
+    for value, inside in ((0.96, True), (0.94, False), (float("nan"), False)):
+        loss = DetectionLoss(0.0, 0.0, agree, {"embedding": value, "landmarks": 1.0})
+        assert budget.allows(loss) is inside
+        assert ("head 'embedding'" in budget.heads_below(loss)) is not inside
+        assert "landmarks" not in budget.heads_below(loss)
