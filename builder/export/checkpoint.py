@@ -1,10 +1,11 @@
-"""Read checkpoints of any format (`read_checkpoint`), and unwrap the tensors in them."""
+"""Open checkpoints of any format (`open_checkpoint`); their tensors are read on demand."""
 
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
+from centernet_trt.builder.export.entries import Checkpoint, Entry, array_entries, unreadable
+from centernet_trt.builder.export.other_formats import HINT, name_archive, name_format
 from centernet_trt.builder.export.pickle_reader import Opaque, PersistentId
-from centernet_trt.builder.export.torch_file import StoredTensor, TorchFile, open_torch, open_zip
+from centernet_trt.builder.export.shards import open_shards
+from centernet_trt.builder.export.torch_file import StoredTensor, TorchFile, can_read, open_torch, open_zip
 from centernet_trt.errors import ModelError
 
-__all__ = ["Checkpoint", "looks_like_safetensors", "read_checkpoint", "read_safetensors"]
+__all__ = ["looks_like_safetensors", "open_checkpoint", "read_safetensors"]
 
 Array = NDArray[Any]
 
@@ -36,17 +40,17 @@ def looks_like_safetensors(path: Path) -> bool:
     return int(struct.unpack("<Q", head[:8])[0]) <= _LARGEST_HEADER
 
 
-def read_safetensors(path: Path) -> dict[str, Array]:
-    """Read all tensors of a safetensors file.
+def read_safetensors(path: Path) -> dict[str, Entry]:
+    """Read a safetensors file.
 
     Args:
         path: the file. It is read whole, so that a header cannot claim more than there is.
 
     Returns:
-        Tensors by name; bfloat16 as float32.
+        Tensors by name; bfloat16 as float32. A type that numpy does not have is the tensor's `problem`.
 
     Raises:
-        ModelError: truncated, a header that does not fit the file, or a type that numpy does not have.
+        ModelError: truncated, or a header that does not fit the file.
     """
     try:
         # Raw bytes rather than safetensors.numpy, which has no bfloat16.
@@ -57,16 +61,20 @@ def read_safetensors(path: Path) -> dict[str, Array]:
             f"{path} ({path.stat().st_size} bytes) is truncated or damaged: {reason}",
             "download the file again",
         ) from None
-    return {name: _tensor(path, name, entry) for name, entry in entries}
+    return {
+        name: Entry(
+            tuple(entry["shape"]),
+            partial(_tensor, path, name, entry),
+            problem="" if entry["dtype"] in _DTYPES else f"type {entry['dtype']}",
+        )
+        for name, entry in entries
+    }
 
 
 def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> Array:
     kind = entry["dtype"]
     if kind not in _DTYPES:
-        raise ModelError(
-            f"{path}: tensor {name!r} has type {kind}, expected one of {', '.join(_DTYPES)}",
-            "convert the weights to F32 before saving",
-        )
+        raise unreadable(str(path), {name: f"type {kind}"})
     flat = np.frombuffer(entry["data"], _DTYPES[kind])
     if kind == "BF16":
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
@@ -79,47 +87,24 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> Array:
         ) from None
 
 
-# Keys under which training code stores the weights, most likely first.
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "params", "module")
-# Prefixes that wrappers around the network add to every name.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-_DEPTH = 3  # wrappers within wrappers
+# Dictionaries and lists within each other; optimisers nest deepest: optimizer, state, parameter, moment.
+_DEPTH = 8
+# Values of a pickle; containers that share their contents could nest to any number.
+_MOST_VALUES = 5_000_000
 # Trained weights hardly compress; an archive that unpacks to more than this many times its size is a bomb.
 _LARGEST_GROWTH = 50
-_HINT = "give a .pth file of torch.save, a .safetensors or an .npz file with the tensors of a state_dict"
-_LOOKS_LIKE = (
-    (b"\x08", "an ONNX model", "it is already exported: give it to `centernet-trt build`"),
-    (b"\x89HDF", "an HDF5 file, such as Keras weights", _HINT),
-    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
-    (b"<", "an HTML or XML document, such as the page of a failed download", "download the file again"),
-)
+# Keys of a checkpoint that mmcv 1 or mmengine wrote.
+_MM_KEYS = ("message_hub", "mmengine_version", "mmcv_version", "mmdet_version")
+_QUIET = ("args", "cfg", "config", "optimizer", "scheduler", "hyper_parameters", "meta")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Tensors of a checkpoint.
-
-    Attributes:
-        tensors: contiguous numpy arrays by name, without the prefixes of wrappers; float16 and float64 as stored,
-            bfloat16 as float32.
-        format: `torch`, `safetensors` or `npz`.
-        found_at: path of keys to the tensors within the file, such as ("state_dict",).
-    """
-
-    tensors: dict[str, Array]
-    format: str
-    found_at: tuple[str, ...] = ()
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; nothing in it is executed.
+@contextmanager
+def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
+    """Open a checkpoint; nothing in it is executed.
 
     Args:
-        path: PyTorch (.pth of any version, a state_dict or a dictionary with one inside), safetensors, or npz.
-
-    Returns:
-        Its tensors.
+        path: PyTorch (.pth of any version, a state_dict or dictionaries and lists with some inside), safetensors, npz,
+            or the index of a checkpoint in shards (`model.safetensors.index.json`).
 
     Raises:
         ModelError: no file, another format, truncated, damaged, without tensors, or refused, because it could unpack
@@ -128,28 +113,51 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise ModelError(
-            f"there is no file {path}" if not path.exists() else f"{path} is a folder", "check the path"
+            f"there is no file {path}" if not path.exists() else f"{path} is a folder", _hint_of_path(path)
         )
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not looks_like_safetensors(path) and head.lstrip().startswith(b"{"):
+        with open_shards(path, _open_file) as checkpoint:
+            yield checkpoint
+    else:
+        with _open_file(path) as checkpoint:
+            yield checkpoint
+
+
+def _hint_of_path(path: Path) -> str:
+    indices = sorted(path.glob("*.index.json")) if path.is_dir() else []
+    if indices:
+        return f"give the index of the shards: {indices[0]}"
+    if (path / "saved_model.pb").is_file():
+        return name_format(path, b"\x08\x01\x12").hint
+    return "check the path"
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[Checkpoint]:
+    """Open one file of tensors."""
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
         raise ModelError(f"{path} is empty (0 bytes)", "copy or download the file again")
     if looks_like_safetensors(path):
-        return _unprefixed(read_safetensors(path), "safetensors")
-    if head[:4] == b"PK\x03\x04" and _is_npz(path):
-        return _unprefixed(_read_npz(path), "npz")
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        yield Checkpoint(path, "safetensors", read_safetensors(path))
+    elif head[:4] == b"PK\x03\x04" and _is_npz(path):
+        yield Checkpoint(path, "npz", array_entries(_read_npz(path)))
+    elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         with open_torch(path) as opened:
-            return _from_torch(path, opened)
-    for magic, what, hint in _LOOKS_LIKE:
-        if head.startswith(magic):
-            raise ModelError(f"{path} is not a checkpoint: it looks like {what}", hint)
-    raise ModelError(f"{path} has no known checkpoint format; it begins with {head[:8]!r}", _HINT)
+            yield _from_torch(path, opened)
+    else:
+        raise name_format(path, head)
 
 
 def _is_npz(path: Path) -> bool:
     with open_zip(path) as archive:
+        foreign = name_archive(path, archive.infolist())
         names = archive.namelist()
+    if foreign is not None:
+        raise foreign
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
@@ -179,53 +187,96 @@ def _read_npz(path: Path) -> dict[str, Array]:
 
 
 def _from_torch(path: Path, file: TorchFile) -> Checkpoint:
-    value = file.value
-    found_at: tuple[str, ...] = ()
-    while not _tensors(value):
-        inner = _wrapped(value) if len(found_at) < _DEPTH else None
-        if inner is None:
-            raise _no_tensors(path, value, found_at)
-        found_at = (*found_at, inner)
-        value = value[inner]
-    tensors = {name: file.read(tensor) for name, tensor in _tensors(value).items()}
-    return _unprefixed(tensors, "torch", found_at)
+    tensors: dict[str, Entry] = {}
+    objects: dict[str, str] = {}
+    found = 0
+    for keys, value in _leaves(path, file.value):
+        name, folder = ".".join(keys), "".join(f"{key}." for key in keys[:-1])
+        if name in tensors:
+            raise ModelError(f"{path} has two tensors {name!r}", "save only the state_dict of the network")
+        if isinstance(value, StoredTensor):
+            found += 1
+            tensors[name] = _stored_entry(path, file, name, folder, value)
+            continue
+        problem = _describe(value)
+        tensors[name] = Entry((), partial(_refuse, path, name, problem), folder, problem)
+        if len(keys) < 2 and name not in _QUIET:
+            objects[name] = problem
+    checkpoint = Checkpoint(path, "torch", tensors, objects, _is_of_mm(file.value))
+    if not found:
+        raise _no_tensors(checkpoint, file.value)
+    return checkpoint
 
 
-def _tensors(value: Any) -> dict[str, StoredTensor]:
-    if not isinstance(value, dict):
-        return {}
-    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, StoredTensor)}
+def _leaves(path: Path, root: Any) -> Iterator[tuple[tuple[str, ...], StoredTensor | Opaque]]:
+    """Tensors and objects in nested dictionaries and lists, with the keys that lead to them."""
+    count = 0
+
+    def walk(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], StoredTensor | Opaque]]:
+        nonlocal count
+        count += 1
+        if count > _MOST_VALUES:
+            raise ModelError(
+                f"{path} has more than {_MOST_VALUES} values: refused",
+                "save only the state_dict of the network",
+            )
+        if isinstance(value, (StoredTensor, Opaque)):
+            yield keys, value
+        elif isinstance(value, (dict, list, tuple)) and len(keys) < _DEPTH:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, inner in items:
+                if isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 63):
+                    yield from walk(inner, (*keys, str(key)))
+
+    return walk(root, ())
 
 
-def _wrapped(value: Any) -> str | None:
-    """The first known key whose value is a dictionary."""
-    known = [key for key in _WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)]
-    return known[0] if known else None
+def _stored_entry(path: Path, file: TorchFile, name: str, folder: str, tensor: StoredTensor) -> Entry:
+    if not can_read(tensor.dtype):
+        problem = f"type {tensor.dtype or 'unknown'}"
+        return Entry(tensor.shape, partial(_refuse, path, name, problem), folder, problem)
+    return Entry(tensor.shape, partial(file.read, tensor), folder)
 
 
-def _no_tensors(path: Path, value: Any, found_at: tuple[str, ...]) -> ModelError:
-    where = f"{path}" + "".join(f"[{key!r}]" for key in found_at)
-    objects = [
-        v for v in (value, *(value.values() if isinstance(value, dict) else ())) if isinstance(v, Opaque)
-    ]
-    if objects:
-        kind = objects[0].made_by
-        if isinstance(kind, PersistentId) and isinstance(kind.value, tuple):
-            kind = kind.value[1]  # ("module", class, file, source): a module in the legacy format
-        return ModelError(
-            f"{where}: expected a state_dict, got a Python object of {kind}; objects are not read, since that would "
-            "execute their code",
-            "save model.state_dict() where the model's code is installed",
-        )
-    keys = ", ".join(map(str, list(value)[:10])) if isinstance(value, dict) else type(value).__name__
-    return ModelError(f"{where}: expected tensors, got {keys or 'nothing'}", _HINT)
+def _refuse(path: Path, name: str, problem: str) -> Array:
+    raise unreadable(str(path), {name: problem})
 
 
-def _unprefixed(tensors: Mapping[str, Array], kind: str, found_at: tuple[str, ...] = ()) -> Checkpoint:
-    """Remove prefixes that all names have, repeatedly (`module.model.`)."""
-    names = {name: name for name in tensors}
-    while prefix := next(
-        (p for p in _PREFIXES if names and all(n.startswith(p) for n in names.values())), ""
-    ):
-        names = {name: short.removeprefix(prefix) for name, short in names.items()}
-    return Checkpoint({names[name]: value for name, value in tensors.items()}, kind, found_at)
+def _describe(value: Opaque) -> str:
+    """What an object is, from the name that would make it."""
+    kind = value.made_by
+    if isinstance(kind, PersistentId) and isinstance(kind.value, tuple):
+        kind = kind.value[1]  # ("module", class, file, source): a module in the legacy format
+    name = str(kind)
+    if "_rebuild_sparse" in name:
+        return "sparse"
+    if "_rebuild_qtensor" in name:
+        return "quantised"
+    return "a NumPy array" if name.startswith("numpy") else f"a Python object of {name}"
+
+
+def _is_of_mm(value: Any) -> bool:
+    meta = value.get("meta") if isinstance(value, dict) else None
+    found = [*(value if isinstance(value, dict) else ()), *(meta if isinstance(meta, dict) else ())]
+    return any(key in _MM_KEYS for key in found)
+
+
+def _no_tensors(checkpoint: Checkpoint, value: Any) -> ModelError:
+    if checkpoint.objects:
+        return object_error(checkpoint)
+    if isinstance(value, dict):
+        empty = [key for key, inner in value.items() if isinstance(inner, (dict, list)) and not inner]
+        keys = ", ".join(f"{key} (empty)" if key in empty else str(key) for key in list(value)[:10])
+    else:
+        keys = type(value).__name__
+    return ModelError(f"{checkpoint.path}: expected tensors, got {keys or 'nothing'}", HINT)
+
+
+def object_error(checkpoint: Checkpoint) -> ModelError:
+    """The error for a checkpoint whose network is a pickled object."""
+    key, kind = next(iter(checkpoint.objects.items()))
+    where = f"{checkpoint.path}[{key!r}]" if key else f"{checkpoint.path}"
+    return ModelError(
+        f"{where}: expected a state_dict, got {kind}; objects are not read, since that would execute their code",
+        "save model.state_dict() where the model's code is installed",
+    )

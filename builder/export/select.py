@@ -1,0 +1,356 @@
+"""Find the network's tensors among those of a checkpoint: `select_tensors`."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from centernet_trt.builder.export.checkpoint import object_error
+from centernet_trt.builder.export.entries import Checkpoint, Entry, unreadable
+from centernet_trt.builder.export.match import infer_architecture, is_bookkeeping, rename_offsets
+from centernet_trt.builder.export.network import Network
+from centernet_trt.builder.export.registry import ARCHITECTURES
+from centernet_trt.errors import ModelError
+
+__all__ = ["Selection", "select_tensors"]
+
+# Words in the keys of averaged weights: `ema`, `state_dict_ema`, `modelEma`, `swa_model`.
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|polyak|averaged?|shadow)(?![a-z])", re.IGNORECASE)
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+# What averages of the parameters alone lack; training code leaves these to the network.
+_STATISTICS = ("running_mean", "running_var")
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
+_SHARE = 0.5  # of the network's tensors that make a prefix worth a closer look
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tensors of one network.
+
+    Attributes:
+        prefix: what their names in the checkpoint begin with, keys of dictionaries included.
+        tensors: by name without the prefix: those of the network, and those in the same dictionaries that the network
+            may lack a parameter for.
+        averaged: whether they are an average of the weights (EMA).
+        summary: what was taken and what was left out, one line each.
+    """
+
+    prefix: str
+    tensors: Mapping[str, Entry]
+    averaged: bool = False
+    summary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Tensors below one prefix, by name without it; `taken` are their full names."""
+
+    prefix: str
+    tensors: Mapping[str, Entry]
+    taken: frozenset[str]
+    missing: tuple[str, ...]
+
+    @property
+    def averaged(self) -> bool:
+        return bool(_AVERAGED.search(_CAMEL.sub("_", self.prefix)))
+
+    @property
+    def shown(self) -> str:
+        return self.prefix or "no prefix"
+
+
+def select_tensors(
+    checkpoint: Checkpoint, network: Network, arch: str, *, prefix: str | None = None, averaged: bool = False
+) -> Selection:
+    """Find the tensors of a network, whatever their names begin with and whatever else is in the checkpoint.
+
+    Args:
+        checkpoint: open.
+        network: whose parameters are wanted.
+        arch: its name, for errors.
+        prefix: what the names begin with; the last parts of it suffice. None to find it.
+        averaged: take averaged weights (EMA).
+
+    Returns:
+        The tensors below the only prefix where the network fits, or the most likely ones if it fits nowhere: the
+        differences are then for `load_state_dict` to report.
+
+    Raises:
+        ModelError: several prefixes fit and their weights differ; no averaged weights; a prefix that no name has; one
+            shard of several; tensors that cannot be read.
+    """
+    candidates = list(_candidates(checkpoint, network))
+    named = candidates if prefix is None else _below(checkpoint, network, candidates, prefix)
+    fits = [c for c in named if not c.missing]
+    notes: list[str] = []
+    if averaged:
+        fits = [c for c in map(_completed(candidates, notes), named) if c.averaged and not c.missing]
+        if not fits:
+            raise _no_average(checkpoint, candidates, arch)
+    fits = [c for c in fits if not c.averaged] or fits
+    if len(fits) > 1 and all(_equal(fits[0], other) for other in fits[1:]):
+        notes.append(f"the same weights are under {', '.join(c.shown for c in fits[1:])}")
+        fits = fits[:1]
+    if len(fits) > 1:
+        options = " or ".join(f"--prefix {c.prefix or repr('')}" for c in fits)
+        raise ModelError(
+            f"{checkpoint.path}: {len(fits)} sets of tensors fit {arch}, under "
+            f"{', '.join(c.shown for c in fits[:_LISTED])}, and their weights differ",
+            f"choose one: pass {options}",
+        )
+    if not fits:
+        return _misfit(checkpoint, network, arch, named if prefix is not None else None)
+    chosen = fits[0]
+    _check_types(checkpoint, network, chosen)
+    beside = _beside(checkpoint, chosen, candidates)
+    kept = {name: e for name, e in chosen.tensors.items() if chosen.prefix + name not in beside}
+    lines = _summary(checkpoint, chosen, candidates, network)
+    return Selection(chosen.prefix, kept, chosen.averaged, (*lines, *notes))
+
+
+def _candidates(checkpoint: Checkpoint, network: Network) -> Iterator[_Candidate]:
+    """Every prefix below which a good part of the network's names is found, the shortest first."""
+    wanted = network.parameters
+    least = _SHARE * (len(wanted) - len(network.unused))
+    plain = _hits(checkpoint.tensors, wanted)
+    for prefix, _ in sorted(plain.items(), key=lambda item: len(item[0])):
+        if len(plain[prefix]) >= least:
+            yield _candidate(checkpoint, network, prefix)
+    for prefix, names in _joined_hits(checkpoint.tensors, wanted).items():
+        if len(names) >= least and len(plain.get(prefix, ())) < least:
+            tensors = {name: checkpoint.tensors[full] for name, full in names.items()}
+            yield _Candidate(prefix, tensors, frozenset(names.values()), _missing(network, tensors))
+
+
+def _candidate(checkpoint: Checkpoint, network: Network, prefix: str) -> _Candidate:
+    wanted = network.parameters
+    full = {name.removeprefix(prefix): name for name in checkpoint.tensors if name.startswith(prefix)}
+    renamed = rename_offsets(full, wanted)
+    tensors = {name: checkpoint.tensors[place] for name, place in renamed.items()}
+    taken = frozenset(renamed[name] for name in wanted if name in renamed)
+    return _Candidate(prefix, tensors, taken, _missing(network, tensors))
+
+
+def _missing(network: Network, tensors: Mapping[str, Entry]) -> tuple[str, ...]:
+    """Parameters that the tensors lack or have in another shape."""
+
+    def fits(name: str, shape: tuple[int, ...]) -> bool:
+        if name not in tensors:
+            return name in network.unused
+        return bool(tensors[name].problem) or tensors[name].shape == shape
+
+    return tuple(name for name, shape in network.parameters.items() if not fits(name, shape))
+
+
+def _hits(names: Iterable[str], wanted: Mapping[str, object]) -> dict[str, set[str]]:
+    """Wanted names that the checkpoint's names end with, by what is before them."""
+    longest = max(map(len, wanted))
+    found: dict[str, set[str]] = {}
+    for full in names:
+        start = 0 if len(full) <= longest else full.find(".", len(full) - longest - 1) + 1
+        while start or len(full) <= longest:
+            if full[start:] in wanted:
+                found.setdefault(full[:start], set()).add(full[start:])
+            start = full.find(".", start) + 1
+            if not start:
+                break
+    return found
+
+
+def _joined_hits(names: Iterable[str], wanted: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """The same for averages whose names have lost their dots (`ema_conv1_weight`): full names by wanted name."""
+    found: dict[str, dict[str, str]] = {}
+    averaged = [name for name in names if _AVERAGED.search(name)]
+    for joint in ("_", ""):
+        joined = {name.replace(".", joint): name for name in wanted}
+        longest = max(map(len, joined))
+        for full in averaged:
+            first = max(full.rfind(".") + 1, len(full) - longest, 1)
+            for start in range(first, len(full)):
+                if full[start:] in joined:
+                    found.setdefault(full[:start], {})[joined[full[start:]]] = full
+    return found
+
+
+def _below(
+    checkpoint: Checkpoint, network: Network, candidates: list[_Candidate], prefix: str
+) -> list[_Candidate]:
+    """The candidates that a prefix of the user names: whole, or by its last parts."""
+    wanted = prefix.rstrip(".")
+    named = [c for c in candidates if c.prefix.rstrip(".") == wanted]
+    named = named or [c for c in candidates if wanted and c.prefix.rstrip(".").endswith(f".{wanted}")]
+    if named:
+        return named
+    whole = f"{wanted}." if wanted else ""
+    if not any(name.startswith(whole) for name in checkpoint.tensors):
+        known = ", ".join(c.shown for c in candidates) or ", ".join(_groups(checkpoint.tensors, ""))
+        raise ModelError(
+            f"{checkpoint.path}: no tensor has a name that begins with {prefix!r}",
+            f"leave out --prefix, or give one of these: {known}",
+        )
+    return [_candidate(checkpoint, network, whole)]
+
+
+def _completed(candidates: list[_Candidate], notes: list[str]) -> Callable[[_Candidate], _Candidate]:
+    """Complete an average of the parameters alone with the network's own batch-norm statistics."""
+    plain = [c for c in candidates if not c.averaged and not c.missing]
+
+    def complete(candidate: _Candidate) -> _Candidate:
+        absent = [name for name in candidate.missing if name not in candidate.tensors]
+        only = candidate.averaged and absent and all(name.endswith(_STATISTICS) for name in absent)
+        if not only or len(absent) != len(candidate.missing) or len(plain) != 1:
+            return candidate
+        notes.append(
+            f"{candidate.shown} has no batch-norm statistics: {len(absent)} tensors are those of {plain[0].shown}"
+        )
+        extra = {name: plain[0].tensors[name] for name in absent}
+        return replace(candidate, tensors={**candidate.tensors, **extra}, missing=())
+
+    return complete
+
+
+def _equal(first: _Candidate, second: _Candidate) -> bool:
+    """Whether two candidates have the same numbers."""
+    if first.averaged != second.averaged:
+        return False
+    for name, entry in first.tensors.items():
+        other = second.tensors.get(name)
+        if first.prefix + name not in first.taken or is_bookkeeping(name):
+            continue
+        if other is None or entry.problem or other.problem or not np.array_equal(entry.read(), other.read()):
+            return False
+    return True
+
+
+def _no_average(checkpoint: Checkpoint, candidates: list[_Candidate], arch: str) -> ModelError:
+    objects = {key: kind for key, kind in checkpoint.objects.items() if _AVERAGED.search(key)}
+    if objects:
+        return object_error(replace(checkpoint, objects=objects))
+    partial = [c for c in candidates if c.averaged]
+    plain = [c.shown for c in candidates if not c.averaged and not c.missing]
+    hint = f"leave out --ema: the weights under {plain[0]} fit" if plain else "leave out --ema"
+    if partial:
+        missing = ", ".join(partial[0].missing[:_LISTED])
+        return ModelError(
+            f"{checkpoint.path}: the EMA weights under {partial[0].shown} lack {len(partial[0].missing)} tensors of "
+            f"{arch}, or have them in another shape: {missing}",
+            hint,
+        )
+    groups = [name for name in _groups(checkpoint.tensors, "") if _AVERAGED.search(name)]
+    found = f"; {', '.join(groups)} has other tensors" if groups else ""
+    return ModelError(f"{checkpoint.path} has no EMA weights that fit {arch}{found}", hint)
+
+
+def _misfit(checkpoint: Checkpoint, network: Network, arch: str, named: list[_Candidate] | None) -> Selection:
+    """The tensors that an error should talk about: those below the prefix where any architecture fits best."""
+    shard = _SHARD.search(checkpoint.path.name)
+    if shard and checkpoint.format != "shards":
+        indices = sorted(checkpoint.path.parent.glob("*.index.json"))
+        raise ModelError(
+            f"{checkpoint.path} is one of {int(shard[1])} shards of a checkpoint: it does not have all tensors of "
+            f"{arch}",
+            f"give the index of the shards: {indices[0]}"
+            if indices
+            else "give the index of the shards, a file such as model.safetensors.index.json, with all shards beside it",
+        )
+    if named:
+        chosen = named[0]
+    else:
+        counts: dict[str, int] = {}
+        for known in ARCHITECTURES.values():
+            for prefix, found in _hits(checkpoint.tensors, known.network().parameters).items():
+                counts[prefix] = max(counts.get(prefix, 0), len(found))
+        best = sorted(counts, key=lambda prefix: -counts[prefix])[:4]
+        tried = [_candidate(checkpoint, network, prefix) for prefix in dict.fromkeys([*best, ""])]
+        tried.sort(key=lambda c: (c.averaged, -_score(c)))
+        chosen = tried[0]
+        if checkpoint.objects and not _score(chosen):
+            raise object_error(checkpoint)
+    _check_types(checkpoint, network, chosen)
+    beside = _beside(checkpoint, chosen, [chosen]) if chosen.taken else set()
+    kept = {name: e for name, e in chosen.tensors.items() if chosen.prefix + name not in beside}
+    return Selection(chosen.prefix, kept, chosen.averaged)
+
+
+def _score(candidate: _Candidate) -> float:
+    fit = infer_architecture({name: entry.shape for name, entry in candidate.tensors.items()})
+    return fit.score if fit else 0
+
+
+def _check_types(checkpoint: Checkpoint, network: Network, chosen: _Candidate) -> None:
+    problems = {
+        name: chosen.tensors[name].problem
+        for name in network.parameters
+        if name in chosen.tensors and chosen.tensors[name].problem and name not in network.unused
+    }
+    if problems:
+        raise unreadable(str(checkpoint.path), problems)
+
+
+def _beside(checkpoint: Checkpoint, chosen: _Candidate, candidates: list[_Candidate]) -> set[str]:
+    """Full names below the prefix that belong to no layer of this network: another dictionary or another network."""
+    folders = {checkpoint.tensors[full].folder for full in chosen.taken}
+    others = [
+        c.prefix for c in candidates if c.prefix != chosen.prefix and c.prefix.startswith(chosen.prefix)
+    ]
+    roots = tuple(_root(prefix, chosen.prefix) for prefix in others)
+    return {
+        full
+        for full, entry in checkpoint.tensors.items()
+        if full.startswith(chosen.prefix)
+        and full not in chosen.taken
+        and (entry.problem or entry.folder not in folders or full.startswith(roots))
+    }
+
+
+def _root(prefix: str, above: str) -> str:
+    """A prefix as far as its first part below another one: `ema.` of `ema.model.`."""
+    first, dot, _ = prefix[len(above) :].partition(".")
+    return above + first + dot
+
+
+def _summary(
+    checkpoint: Checkpoint, chosen: _Candidate, candidates: list[_Candidate], network: Network
+) -> Iterator[str]:
+    """What was taken, what was left out, and what else could be taken."""
+    kind = ", EMA weights" if chosen.averaged else ""
+    under = f" under {chosen.prefix}" if chosen.prefix else ""
+    count = sum(name not in network.unused for name in network.parameters)
+    yield f"weights: {count} tensors{under} of {checkpoint.path.name}{kind}"
+    left = [
+        name
+        for name, entry in checkpoint.tensors.items()
+        if name not in chosen.taken
+        and not entry.problem.startswith("a Python object")
+        and not (name.startswith(chosen.prefix) and is_bookkeeping(name))
+    ]
+    groups = _groups(left, chosen.prefix)
+    if groups:
+        shown = [f"{name} ({size})" for name, size in list(groups.items())[:_LISTED]]
+        more = f" and {len(groups) - _LISTED} more" if len(groups) > _LISTED else ""
+        yield f"left out: {', '.join(shown)}{more}"
+    fits = [c for c in candidates if not c.missing and c.averaged != chosen.averaged]
+    averages = [c for c in candidates if c.averaged]
+    if chosen.averaged and fits:
+        yield f"without --ema: the weights under {fits[0].shown}"
+    elif averages and not chosen.averaged:
+        yield f"EMA weights are under {', '.join(c.shown for c in averages)}: pass --ema to take them"
+    if checkpoint.swaps_ema and averages:
+        yield (
+            "mmcv and mmengine exchange the two on saving: the average is then under the plain names, and the tensors "
+            "named ema are the weights of the last step"
+        )
+
+
+def _groups(names: Iterable[str], prefix: str) -> dict[str, int]:
+    """Count tensors by the first part of their names that differs from the prefix."""
+    parts = prefix.split(".")[:-1]
+    groups: dict[str, int] = {}
+    for name in names:
+        own = name.split(".")
+        same = next((i for i, (a, b) in enumerate(zip(parts, own, strict=False)) if a != b), len(parts))
+        group = ".".join(own[: same + 1])
+        groups[group] = groups.get(group, 0) + 1
+    return groups
