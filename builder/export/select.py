@@ -1,7 +1,7 @@
 """Find the network's tensors among those of a checkpoint: `select_tensors`."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +15,8 @@ from centernet_trt.errors import ModelError
 
 __all__ = ["Selection", "select_tensors"]
 
-# Words in the keys of averaged weights: `ema`, `state_dict_ema`, `modelEma`, `swa_model`.
-_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|polyak|averaged?|shadow)(?![a-z])", re.IGNORECASE)
+# Words in the keys of averaged weights: `ema`, `state_dict_ema`, `modelEma`, `swa_model`, `shadow`.
+_AVERAGED = re.compile(r"(?<![a-z])((ema|swa|polyak|averaged?)(?![a-z])|shadow(\.|_param|$))", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # What averages of the parameters alone lack; training code leaves these to the network.
 _STATISTICS = ("running_mean", "running_var")
@@ -33,13 +33,11 @@ class Selection:
         prefix: what their names in the checkpoint begin with, keys of dictionaries included.
         tensors: by name without the prefix: those of the network, and those in the same dictionaries that the network
             may lack a parameter for.
-        averaged: whether they are an average of the weights (EMA).
         summary: what was taken and what was left out, one line each.
     """
 
     prefix: str
     tensors: Mapping[str, Entry]
-    averaged: bool = False
     summary: tuple[str, ...] = ()
 
 
@@ -51,6 +49,7 @@ class _Candidate:
     tensors: Mapping[str, Entry]
     taken: frozenset[str]
     missing: tuple[str, ...]
+    note: str = ""
 
     @property
     def averaged(self) -> bool:
@@ -58,7 +57,7 @@ class _Candidate:
 
     @property
     def shown(self) -> str:
-        return self.prefix or "no prefix"
+        return repr(self.prefix) if self.prefix else "no prefix"
 
 
 def select_tensors(
@@ -83,13 +82,12 @@ def select_tensors(
     """
     candidates = list(_candidates(checkpoint, network))
     named = candidates if prefix is None else _below(checkpoint, network, candidates, prefix)
-    fits = [c for c in named if not c.missing]
-    notes: list[str] = []
-    if averaged:
-        fits = [c for c in map(_completed(candidates, notes), named) if c.averaged and not c.missing]
-        if not fits:
-            raise _no_average(checkpoint, candidates, arch)
+    averages = [c for c in (_completed(c, candidates) for c in named if c.averaged) if not c.missing]
+    if averaged and not averages:
+        raise _no_average(checkpoint, candidates, arch)
+    fits = averages if averaged else [c for c in named if not c.missing]
     fits = [c for c in fits if not c.averaged] or fits
+    notes = []
     if len(fits) > 1 and all(_equal(fits[0], other) for other in fits[1:]):
         notes.append(f"the same weights are under {', '.join(c.shown for c in fits[1:])}")
         fits = fits[:1]
@@ -106,8 +104,12 @@ def select_tensors(
     _check_types(checkpoint, network, chosen)
     beside = _beside(checkpoint, chosen, candidates)
     kept = {name: e for name, e in chosen.tensors.items() if chosen.prefix + name not in beside}
-    lines = _summary(checkpoint, chosen, candidates, network)
-    return Selection(chosen.prefix, kept, chosen.averaged, (*lines, *notes))
+    others = [c for c in candidates if c.prefix != chosen.prefix]
+    lines = _summary(checkpoint, chosen, others, network)
+    offered = [c.shown for c in averages if not chosen.averaged]
+    if offered:
+        notes.append(f"EMA weights are under {', '.join(offered)}: pass --ema to take them")
+    return Selection(chosen.prefix, kept, (*lines, *notes))
 
 
 def _candidates(checkpoint: Checkpoint, network: Network) -> Iterator[_Candidate]:
@@ -193,22 +195,19 @@ def _below(
     return [_candidate(checkpoint, network, whole)]
 
 
-def _completed(candidates: list[_Candidate], notes: list[str]) -> Callable[[_Candidate], _Candidate]:
+def _completed(average: _Candidate, candidates: list[_Candidate]) -> _Candidate:
     """Complete an average of the parameters alone with the network's own batch-norm statistics."""
     plain = [c for c in candidates if not c.averaged and not c.missing]
-
-    def complete(candidate: _Candidate) -> _Candidate:
-        absent = [name for name in candidate.missing if name not in candidate.tensors]
-        only = candidate.averaged and absent and all(name.endswith(_STATISTICS) for name in absent)
-        if not only or len(absent) != len(candidate.missing) or len(plain) != 1:
-            return candidate
-        notes.append(
-            f"{candidate.shown} has no batch-norm statistics: {len(absent)} tensors are those of {plain[0].shown}"
-        )
-        extra = {name: plain[0].tensors[name] for name in absent}
-        return replace(candidate, tensors={**candidate.tensors, **extra}, missing=())
-
-    return complete
+    absent = [name for name in average.missing if name.endswith(_STATISTICS) and name not in average.tensors]
+    if not absent or len(absent) != len(average.missing) or len(plain) != 1:
+        return average
+    tensors = {**average.tensors, **{name: plain[0].tensors[name] for name in absent}}
+    return replace(
+        average,
+        tensors=tensors,
+        missing=(),
+        note=f"its {len(absent)} batch-norm statistics from {plain[0].shown}",
+    )
 
 
 def _equal(first: _Candidate, second: _Candidate) -> bool:
@@ -271,7 +270,7 @@ def _misfit(checkpoint: Checkpoint, network: Network, arch: str, named: list[_Ca
     _check_types(checkpoint, network, chosen)
     beside = _beside(checkpoint, chosen, [chosen]) if chosen.taken else set()
     kept = {name: e for name, e in chosen.tensors.items() if chosen.prefix + name not in beside}
-    return Selection(chosen.prefix, kept, chosen.averaged)
+    return Selection(chosen.prefix, kept)
 
 
 def _score(candidate: _Candidate) -> float:
@@ -312,45 +311,44 @@ def _root(prefix: str, above: str) -> str:
 
 
 def _summary(
-    checkpoint: Checkpoint, chosen: _Candidate, candidates: list[_Candidate], network: Network
+    checkpoint: Checkpoint, chosen: _Candidate, others: list[_Candidate], network: Network
 ) -> Iterator[str]:
-    """What was taken, what was left out, and what else could be taken."""
+    """What was taken and what was left out."""
     kind = ", EMA weights" if chosen.averaged else ""
-    under = f" under {chosen.prefix}" if chosen.prefix else ""
+    under = f" under {chosen.shown}" if chosen.prefix else ""
+    note = f", {chosen.note}" if chosen.note else ""
     count = sum(name not in network.unused for name in network.parameters)
-    yield f"weights: {count} tensors{under} of {checkpoint.path.name}{kind}"
+    yield f"weights: {count} tensors{under} of {checkpoint.path.name}{kind}{note}"
     left = [
         name
         for name, entry in checkpoint.tensors.items()
         if name not in chosen.taken
-        and not entry.problem.startswith("a Python object")
+        and not entry.problem.startswith("a ")  # objects
         and not (name.startswith(chosen.prefix) and is_bookkeeping(name))
     ]
-    groups = _groups(left, chosen.prefix)
+    groups = _groups(left, chosen.prefix, [c.prefix for c in others])
     if groups:
         shown = [f"{name} ({size})" for name, size in list(groups.items())[:_LISTED]]
         more = f" and {len(groups) - _LISTED} more" if len(groups) > _LISTED else ""
-        yield f"left out: {', '.join(shown)}{more}"
-    fits = [c for c in candidates if not c.missing and c.averaged != chosen.averaged]
-    averages = [c for c in candidates if c.averaged]
-    if chosen.averaged and fits:
-        yield f"without --ema: the weights under {fits[0].shown}"
-    elif averages and not chosen.averaged:
-        yield f"EMA weights are under {', '.join(c.shown for c in averages)}: pass --ema to take them"
-    if checkpoint.swaps_ema and averages:
+        yield f"left out, with the number of tensors: {', '.join(shown)}{more}"
+    plain = [c.shown for c in others if not c.missing and not c.averaged]
+    if chosen.averaged and plain:
+        yield f"without --ema: the weights under {plain[0]}"
+    if checkpoint.swaps_ema and (chosen.averaged or any(c.averaged for c in others)):
         yield (
             "mmcv and mmengine exchange the two on saving: the average is then under the plain names, and the tensors "
             "named ema are the weights of the last step"
         )
 
 
-def _groups(names: Iterable[str], prefix: str) -> dict[str, int]:
-    """Count tensors by the first part of their names that differs from the prefix."""
+def _groups(names: Iterable[str], prefix: str, others: Iterable[str] = ()) -> dict[str, int]:
+    """Count tensors by the other prefix that they are below, or the first part of their names that differs."""
     parts = prefix.split(".")[:-1]
+    nested = [other for other in others if other.startswith(prefix)]
     groups: dict[str, int] = {}
     for name in names:
         own = name.split(".")
         same = next((i for i, (a, b) in enumerate(zip(parts, own, strict=False)) if a != b), len(parts))
-        group = ".".join(own[: same + 1])
+        group = next((p for p in nested if name.startswith(p)), ".".join(own[: same + 1]))
         groups[group] = groups.get(group, 0) + 1
     return groups

@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.checkpoints import BOTH, Array, Write, equal, parts, refused, save_safetensors, weights
+from helpers.checkpoints import (
+    BOTH,
+    Array,
+    Write,
+    equal,
+    parts,
+    read_checkpoint,
+    refused,
+    save_safetensors,
+    select,
+    weights,
+)
 from helpers.pth_writer import call, write_legacy, write_pth
 
-from centernet_trt.builder.export.checkpoint import read_checkpoint
 from centernet_trt.errors import ModelError
 
 
@@ -20,7 +30,7 @@ def test_a_state_dict(tmp_path: Path, write: Write) -> None:
     checkpoint = read_checkpoint(write(tmp_path / "a.pth", parts(weights())))
     equal(checkpoint.tensors, weights())
     assert checkpoint.format == "torch"
-    assert checkpoint.found_at == ()
+    assert checkpoint.folder == ""
 
 
 @BOTH
@@ -38,14 +48,16 @@ def test_wrappers_and_prefixes(tmp_path: Path, write: Write, wrapper: str, prefi
         "meta": {"history": history},
         wrapper: parts(weights(), prefix),
     }
-    checkpoint = read_checkpoint(write(tmp_path / "a.pth", value))
-    equal(checkpoint.tensors, weights())
-    assert checkpoint.found_at == (wrapper,)
+    selected = select(write(tmp_path / "a.pth", value), weights())
+    equal(selected.tensors, weights())
+    assert selected.prefix == f"{wrapper}.{prefix}"
 
 
 def test_a_prefix_of_some_names_is_part_of_them(tmp_path: Path) -> None:
     values = {"module.a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
-    equal(read_checkpoint(write_pth(tmp_path / "a.pth", parts(values))).tensors, values)
+    selected = select(write_pth(tmp_path / "a.pth", parts(values)), values)
+    equal(selected.tensors, values)
+    assert selected.prefix == ""
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -129,4 +141,4 @@ def test_files_without_tensors(tmp_path: Path, write: Write) -> None:
         write(tmp_path / "b.pth", module),
         "expected a state_dict, got a Python object of models.networks.resnet.PoseResNet",
     )
-    refused(write(tmp_path / "c.pth", {"state_dict": {}}), "['state_dict']: expected tensors, got nothing")
+    refused(write(tmp_path / "c.pth", {"state_dict": {}}), "c.pth: expected tensors, got state_dict (empty)")
