@@ -1,6 +1,7 @@
 """Open checkpoints of any format (`open_checkpoint`); their tensors are read on demand."""
 
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,7 @@ _MOST_VALUES = 5_000_000
 _LARGEST_GROWTH = 50
 # Keys of a checkpoint that mmcv 1 or mmengine wrote.
 _MM_KEYS = ("message_hub", "mmengine_version", "mmcv_version", "mmdet_version")
-_QUIET = ("args", "cfg", "config", "optimizer", "scheduler", "hyper_parameters", "meta")
+_SETTINGS = ("args", "cfg", "config", "optimizer", "scheduler", "hyper_parameters", "meta")
 
 
 @contextmanager
@@ -200,7 +201,7 @@ def _from_torch(path: Path, file: TorchFile) -> Checkpoint:
             continue
         problem = _describe(value)
         tensors[name] = Entry((), partial(_refuse, path, name, problem), folder, problem)
-        if len(keys) < 2 and name not in _QUIET:
+        if len(keys) < 2 and name not in _SETTINGS and _could_be_a_network(problem):
             objects[name] = problem
     checkpoint = Checkpoint(path, "torch", tensors, objects, _is_of_mm(file.value))
     if not found:
@@ -255,6 +256,11 @@ def _describe(value: Opaque) -> str:
     return "a NumPy array" if name.startswith("numpy") else f"a Python object of {name}"
 
 
+def _could_be_a_network(problem: str) -> bool:
+    root = problem.removeprefix("a Python object of ").partition(".")[0]
+    return problem != "a NumPy array" and root not in sys.stdlib_module_names
+
+
 def _is_of_mm(value: Any) -> bool:
     meta = value.get("meta") if isinstance(value, dict) else None
     found = [*(value if isinstance(value, dict) else ()), *(meta if isinstance(meta, dict) else ())]
@@ -264,6 +270,8 @@ def _is_of_mm(value: Any) -> bool:
 def _no_tensors(checkpoint: Checkpoint, value: Any) -> ModelError:
     if checkpoint.objects:
         return object_error(checkpoint)
+    if arrays := {name: e.problem for name, e in checkpoint.tensors.items() if e.problem == "a NumPy array"}:
+        return unreadable(str(checkpoint.path), arrays)
     if isinstance(value, dict):
         empty = [key for key, inner in value.items() if isinstance(inner, (dict, list)) and not inner]
         keys = ", ".join(f"{key} (empty)" if key in empty else str(key) for key in list(value)[:10])

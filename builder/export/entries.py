@@ -46,6 +46,11 @@ class Entry:
     folder: str = ""
     problem: str = ""
 
+    @property
+    def is_object(self) -> bool:
+        """Whether it is no tensor at all, such as a setting or a whole pickled network."""
+        return self.problem.startswith(("a Python object", "a NumPy array"))
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -80,23 +80,21 @@ def export_model(
         source, values = "random", random_weights(network.parameters)
     else:
 
-        def load(checkpoint: Checkpoint, where: str) -> dict[str, Array]:
+        def load(checkpoint: Checkpoint, name: str) -> tuple[str, dict[str, Array]]:
             found = select_tensors(checkpoint, network, chosen.name, prefix=prefix, averaged=ema)
             if report:
                 for line in found.summary:
                     report(line)
             below = f" (prefix {found.prefix})" if found.prefix else ""
-            return load_state_dict(chosen, network, found.tensors, where=where + below, strict=strict)
+            where = f"{checkpoint.path}{below}"
+            return name + below, load_state_dict(chosen, network, found.tensors, where=where, strict=strict)
 
         if isinstance(weights, Mapping):
-            source = "tensors given by the caller"
-            values = load(
-                Checkpoint(Path("the given weights"), "arrays", array_entries(weights)), "the given weights"
-            )
+            given = Checkpoint(Path("the given weights"), "arrays", array_entries(weights))
+            source, values = load(given, "tensors given by the caller")
         else:
-            source = Path(weights).name
             with open_checkpoint(Path(weights)) as checkpoint:
-                values = load(checkpoint, str(weights))
+                source, values = load(checkpoint, Path(weights).name)
     model = _model(chosen, network, values, source)
     if fold_bn:
         model = fold_batch_norm(model)

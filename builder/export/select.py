@@ -22,6 +22,7 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _STATISTICS = ("running_mean", "running_var")
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 _SHARE = 0.5  # of the network's tensors that make a prefix worth a closer look
+_TRIED = 4  # prefixes, for the advice where none fits
 _LISTED = 8
 
 
@@ -84,7 +85,7 @@ def select_tensors(
     named = candidates if prefix is None else _below(checkpoint, network, candidates, prefix)
     averages = [c for c in (_completed(c, candidates) for c in named if c.averaged) if not c.missing]
     if averaged and not averages:
-        raise _no_average(checkpoint, candidates, arch)
+        return _misfit(checkpoint, network, arch, _averages(checkpoint, named, arch))
     fits = averages if averaged else [c for c in named if not c.missing]
     fits = [c for c in fits if not c.averaged] or fits
     notes = []
@@ -102,14 +103,12 @@ def select_tensors(
         return _misfit(checkpoint, network, arch, named if prefix is not None else None)
     chosen = fits[0]
     _check_types(checkpoint, network, chosen)
-    beside = _beside(checkpoint, chosen, candidates)
-    kept = {name: e for name, e in chosen.tensors.items() if chosen.prefix + name not in beside}
     others = [c for c in candidates if c.prefix != chosen.prefix]
     lines = _summary(checkpoint, chosen, others, network)
     offered = [c.shown for c in averages if not chosen.averaged]
     if offered:
         notes.append(f"EMA weights are under {', '.join(offered)}: pass --ema to take them")
-    return Selection(chosen.prefix, kept, (*lines, *notes))
+    return Selection(chosen.prefix, _own(checkpoint, chosen, others), (*lines, *notes))
 
 
 def _candidates(checkpoint: Checkpoint, network: Network) -> Iterator[_Candidate]:
@@ -223,59 +222,58 @@ def _equal(first: _Candidate, second: _Candidate) -> bool:
     return True
 
 
-def _no_average(checkpoint: Checkpoint, candidates: list[_Candidate], arch: str) -> ModelError:
-    objects = {key: kind for key, kind in checkpoint.objects.items() if _AVERAGED.search(key)}
-    if objects:
-        return object_error(replace(checkpoint, objects=objects))
-    partial = [c for c in candidates if c.averaged]
-    plain = [c.shown for c in candidates if not c.averaged and not c.missing]
-    hint = f"leave out --ema: the weights under {plain[0]} fit" if plain else "leave out --ema"
-    if partial:
-        missing = ", ".join(partial[0].missing[:_LISTED])
-        return ModelError(
-            f"{checkpoint.path}: the EMA weights under {partial[0].shown} lack {len(partial[0].missing)} tensors of "
-            f"{arch}, or have them in another shape: {missing}",
-            hint,
-        )
+def _averages(checkpoint: Checkpoint, named: list[_Candidate], arch: str) -> list[_Candidate]:
+    """The averages, none of which fits; ModelError if there are none."""
+    found = [c for c in named if c.averaged]
+    if found:
+        return found
+    if objects := {key: kind for key, kind in checkpoint.objects.items() if _AVERAGED.search(key)}:
+        raise object_error(replace(checkpoint, objects=objects))
     groups = [name for name in _groups(checkpoint.tensors, "") if _AVERAGED.search(name)]
-    found = f"; {', '.join(groups)} has other tensors" if groups else ""
-    return ModelError(f"{checkpoint.path} has no EMA weights that fit {arch}{found}", hint)
+    others = f"; the tensors under {', '.join(groups)} do not have its names" if groups else ""
+    plain = [c.shown for c in named if not c.missing]
+    raise ModelError(
+        f"{checkpoint.path} has no EMA weights that fit {arch}{others}",
+        f"leave out --ema: the weights under {plain[0]} fit" if plain else "leave out --ema",
+    )
 
 
 def _misfit(checkpoint: Checkpoint, network: Network, arch: str, named: list[_Candidate] | None) -> Selection:
     """The tensors that an error should talk about: those below the prefix where any architecture fits best."""
     shard = _SHARD.search(checkpoint.path.name)
     if shard and checkpoint.format != "shards":
-        indices = sorted(checkpoint.path.parent.glob("*.index.json"))
+        name = checkpoint.path.name[: shard.start()]
+        found = [
+            str(path)
+            for path in sorted(checkpoint.path.parent.glob("*.index.json"))
+            if path.name.startswith(name)
+        ]
         raise ModelError(
-            f"{checkpoint.path} is one of {int(shard[1])} shards of a checkpoint: it does not have all tensors of "
-            f"{arch}",
-            f"give the index of the shards: {indices[0]}"
-            if indices
-            else "give the index of the shards, a file such as model.safetensors.index.json, with all shards beside it",
+            f"{checkpoint.path} is one of {int(shard[1])} shards of a checkpoint: it does not have all tensors of {arch}",
+            f"give the index of the shards: {(found or ['a file such as model.safetensors.index.json beside them'])[0]}",
         )
     if named:
         chosen = named[0]
     else:
         counts: dict[str, int] = {}
         for known in ARCHITECTURES.values():
-            for prefix, found in _hits(checkpoint.tensors, known.network().parameters).items():
-                counts[prefix] = max(counts.get(prefix, 0), len(found))
-        best = sorted(counts, key=lambda prefix: -counts[prefix])[:4]
+            for prefix, names in _hits(checkpoint.tensors, known.network().parameters).items():
+                counts[prefix] = max(counts.get(prefix, 0), len(names))
+        best = sorted(counts, key=lambda prefix: -counts[prefix])[:_TRIED]
         tried = [_candidate(checkpoint, network, prefix) for prefix in dict.fromkeys([*best, ""])]
-        tried.sort(key=lambda c: (c.averaged, -_score(c)))
-        chosen = tried[0]
-        if checkpoint.objects and not _score(chosen):
+        scores = {c.prefix: _score(checkpoint, c, arch) for c in tried}
+        chosen = min(tried, key=lambda c: (c.averaged, -scores[c.prefix]))
+        if checkpoint.objects and not scores[chosen.prefix]:
             raise object_error(checkpoint)
     _check_types(checkpoint, network, chosen)
-    beside = _beside(checkpoint, chosen, [chosen]) if chosen.taken else set()
-    kept = {name: e for name, e in chosen.tensors.items() if chosen.prefix + name not in beside}
-    return Selection(chosen.prefix, kept)
+    return Selection(chosen.prefix, _own(checkpoint, chosen, []))
 
 
-def _score(candidate: _Candidate) -> float:
-    fit = infer_architecture({name: entry.shape for name, entry in candidate.tensors.items()})
-    return fit.score if fit else 0
+def _score(checkpoint: Checkpoint, candidate: _Candidate, arch: str) -> float:
+    """How well any architecture fits; the one that is wanted is preferred to a part of another."""
+    shapes = {name: entry.shape for name, entry in _own(checkpoint, candidate, []).items()}
+    fit = infer_architecture(shapes)
+    return fit.score + 0.1 * (fit.name == arch) if fit else 0
 
 
 def _check_types(checkpoint: Checkpoint, network: Network, chosen: _Candidate) -> None:
@@ -288,20 +286,21 @@ def _check_types(checkpoint: Checkpoint, network: Network, chosen: _Candidate) -
         raise unreadable(str(checkpoint.path), problems)
 
 
-def _beside(checkpoint: Checkpoint, chosen: _Candidate, candidates: list[_Candidate]) -> set[str]:
-    """Full names below the prefix that belong to no layer of this network: another dictionary or another network."""
+def _own(checkpoint: Checkpoint, chosen: _Candidate, others: list[_Candidate]) -> dict[str, Entry]:
+    """The candidate's tensors without those of other networks, of optimisers and of settings.
+
+    What is in one dictionary with tensors of the network stays: it may be a layer that the architecture does not have.
+    """
     folders = {checkpoint.tensors[full].folder for full in chosen.taken}
-    others = [
-        c.prefix for c in candidates if c.prefix != chosen.prefix and c.prefix.startswith(chosen.prefix)
-    ]
-    roots = tuple(_root(prefix, chosen.prefix) for prefix in others)
-    return {
-        full
-        for full, entry in checkpoint.tensors.items()
-        if full.startswith(chosen.prefix)
-        and full not in chosen.taken
-        and (entry.problem or entry.folder not in folders or full.startswith(roots))
-    }
+    nested = [c.prefix for c in others if c.prefix.startswith(chosen.prefix)]
+    roots = tuple(_root(prefix, chosen.prefix) for prefix in nested)
+
+    def is_own(full: str, entry: Entry) -> bool:
+        if full in chosen.taken or full not in checkpoint.tensors:
+            return True
+        return not (entry.is_object or full.startswith(roots) or (folders and entry.folder not in folders))
+
+    return {name: entry for name, entry in chosen.tensors.items() if is_own(chosen.prefix + name, entry)}
 
 
 def _root(prefix: str, above: str) -> str:
@@ -323,7 +322,7 @@ def _summary(
         name
         for name, entry in checkpoint.tensors.items()
         if name not in chosen.taken
-        and not entry.problem.startswith("a ")  # objects
+        and not entry.is_object
         and not (name.startswith(chosen.prefix) and is_bookkeeping(name))
     ]
     groups = _groups(left, chosen.prefix, [c.prefix for c in others])
@@ -349,6 +348,6 @@ def _groups(names: Iterable[str], prefix: str, others: Iterable[str] = ()) -> di
     for name in names:
         own = name.split(".")
         same = next((i for i, (a, b) in enumerate(zip(parts, own, strict=False)) if a != b), len(parts))
-        group = next((p for p in nested if name.startswith(p)), ".".join(own[: same + 1]))
+        group = next((p.rstrip(".") for p in nested if name.startswith(p)), ".".join(own[: same + 1]))
         groups[group] = groups.get(group, 0) + 1
     return groups

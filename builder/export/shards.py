@@ -35,7 +35,7 @@ def open_shards(
     absent = [name for name, file in zip(shards, files, strict=True) if not file.is_file()]
     if absent:
         raise ModelError(
-            f"{path} names {len(shards)} shards, {len(absent)} of which are missing: {', '.join(absent[:5])}",
+            f"{path}: {len(absent)} of {len(shards)} shards are missing: {', '.join(absent[:5])}",
             "put all shards into the folder of the index",
         )
     tensors: dict[str, Entry] = {}

@@ -53,9 +53,7 @@ class Read:
 def read_checkpoint(path: Path) -> Read:
     """All tensors, which are in one dictionary."""
     with open_checkpoint(path) as checkpoint:
-        entries = {
-            name: entry for name, entry in checkpoint.tensors.items() if not entry.problem.startswith("a ")
-        }
+        entries = {name: entry for name, entry in checkpoint.tensors.items() if not entry.is_object}
         (folder,) = {entry.folder for entry in entries.values()}
         tensors = {name.removeprefix(folder): entry.read() for name, entry in entries.items()}
     for name, entry in entries.items():
