@@ -81,10 +81,10 @@ def name_archive(path: Path, members: Iterable[zipfile.ZipInfo]) -> ModelError |
     return None
 
 
-def name_pickle(path: Path, keys: Iterable[str], called: Iterable[str]) -> ModelError:
-    """The error for a pickle that torch.save did not write, by its keys and by the names that it calls."""
-    keys, called = list(keys), list(called)
-    if "StructuredToParameterName@@" in keys or path.suffix in (".pdparams", ".pdopt"):
+def name_pickle(path: Path, value: object, called: Iterable[str]) -> ModelError:
+    """The error for a pickle that torch.save did not write, by its value and the names that it calls."""
+    of_paddle = isinstance(value, dict) and "StructuredToParameterName@@" in value
+    if of_paddle or path.suffix in (".pdparams", ".pdopt"):
         return _not_a_checkpoint(path, "Paddle weights", _PADDLE)
     save = "save the weights with torch.save(model.state_dict(), path)"
     if any(name.startswith("numpy") for name in called):

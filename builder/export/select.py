@@ -1,27 +1,31 @@
 """Find the network's tensors among those of a checkpoint: `select_tensors`."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from centernet_trt.builder.export.checkpoint import object_error
 from centernet_trt.builder.export.entries import Checkpoint, Entry, unreadable
-from centernet_trt.builder.export.match import infer_architecture, is_bookkeeping, rename_offsets
+from centernet_trt.builder.export.match import infer_architecture, is_bookkeeping
 from centernet_trt.builder.export.network import Network
+from centernet_trt.builder.export.prefixes import (
+    Candidate,
+    candidate_below,
+    count_groups,
+    find_candidates,
+    find_names,
+    is_average,
+)
 from centernet_trt.builder.export.registry import ARCHITECTURES
 from centernet_trt.errors import ModelError
 
 __all__ = ["Selection", "select_tensors"]
 
-# Words in the keys of averaged weights: `ema`, `state_dict_ema`, `modelEma`, `swa_model`, `shadow`.
-_AVERAGED = re.compile(r"(?<![a-z])((ema|swa|polyak|averaged?)(?![a-z])|shadow(\.|_param|$))", re.IGNORECASE)
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # What averages of the parameters alone lack; training code leaves these to the network.
 _STATISTICS = ("running_mean", "running_var")
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
-_SHARE = 0.5  # of the network's tensors that make a prefix worth a closer look
 _TRIED = 4  # prefixes, for the advice where none fits
 _LISTED = 8
 
@@ -40,25 +44,6 @@ class Selection:
     prefix: str
     tensors: Mapping[str, Entry]
     summary: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """Tensors below one prefix, by name without it; `taken` are their full names."""
-
-    prefix: str
-    tensors: Mapping[str, Entry]
-    taken: frozenset[str]
-    missing: tuple[str, ...]
-    note: str = ""
-
-    @property
-    def averaged(self) -> bool:
-        return bool(_AVERAGED.search(_CAMEL.sub("_", self.prefix)))
-
-    @property
-    def shown(self) -> str:
-        return repr(self.prefix) if self.prefix else "no prefix"
 
 
 def select_tensors(
@@ -81,7 +66,7 @@ def select_tensors(
         ModelError: several prefixes fit and their weights differ; no averaged weights; a prefix that no name has; one
             shard of several; tensors that cannot be read.
     """
-    candidates = list(_candidates(checkpoint, network))
+    candidates = list(find_candidates(checkpoint, network))
     named = candidates if prefix is None else _below(checkpoint, network, candidates, prefix)
     averages = [c for c in (_completed(c, candidates) for c in named if c.averaged) if not c.missing]
     if averaged and not averages:
@@ -89,7 +74,7 @@ def select_tensors(
     fits = averages if averaged else [c for c in named if not c.missing]
     fits = [c for c in fits if not c.averaged] or fits
     notes = []
-    if len(fits) > 1 and all(_equal(fits[0], other) for other in fits[1:]):
+    if len(fits) > 1 and all(_equal(fits[0], other, network) for other in fits[1:]):
         notes.append(f"the same weights are under {', '.join(c.shown for c in fits[1:])}")
         fits = fits[:1]
     if len(fits) > 1:
@@ -111,73 +96,9 @@ def select_tensors(
     return Selection(chosen.prefix, _own(checkpoint, chosen, others), (*lines, *notes))
 
 
-def _candidates(checkpoint: Checkpoint, network: Network) -> Iterator[_Candidate]:
-    """Every prefix below which a good part of the network's names is found, the shortest first."""
-    wanted = network.parameters
-    least = _SHARE * (len(wanted) - len(network.unused))
-    plain = _hits(checkpoint.tensors, wanted)
-    for prefix, _ in sorted(plain.items(), key=lambda item: len(item[0])):
-        if len(plain[prefix]) >= least:
-            yield _candidate(checkpoint, network, prefix)
-    for prefix, names in _joined_hits(checkpoint.tensors, wanted).items():
-        if len(names) >= least and len(plain.get(prefix, ())) < least:
-            tensors = {name: checkpoint.tensors[full] for name, full in names.items()}
-            yield _Candidate(prefix, tensors, frozenset(names.values()), _missing(network, tensors))
-
-
-def _candidate(checkpoint: Checkpoint, network: Network, prefix: str) -> _Candidate:
-    wanted = network.parameters
-    full = {name.removeprefix(prefix): name for name in checkpoint.tensors if name.startswith(prefix)}
-    renamed = rename_offsets(full, wanted)
-    tensors = {name: checkpoint.tensors[place] for name, place in renamed.items()}
-    taken = frozenset(renamed[name] for name in wanted if name in renamed)
-    return _Candidate(prefix, tensors, taken, _missing(network, tensors))
-
-
-def _missing(network: Network, tensors: Mapping[str, Entry]) -> tuple[str, ...]:
-    """Parameters that the tensors lack or have in another shape."""
-
-    def fits(name: str, shape: tuple[int, ...]) -> bool:
-        if name not in tensors:
-            return name in network.unused
-        return bool(tensors[name].problem) or tensors[name].shape == shape
-
-    return tuple(name for name, shape in network.parameters.items() if not fits(name, shape))
-
-
-def _hits(names: Iterable[str], wanted: Mapping[str, object]) -> dict[str, set[str]]:
-    """Wanted names that the checkpoint's names end with, by what is before them."""
-    longest = max(map(len, wanted))
-    found: dict[str, set[str]] = {}
-    for full in names:
-        start = 0 if len(full) <= longest else full.find(".", len(full) - longest - 1) + 1
-        while start or len(full) <= longest:
-            if full[start:] in wanted:
-                found.setdefault(full[:start], set()).add(full[start:])
-            start = full.find(".", start) + 1
-            if not start:
-                break
-    return found
-
-
-def _joined_hits(names: Iterable[str], wanted: Mapping[str, object]) -> dict[str, dict[str, str]]:
-    """The same for averages whose names have lost their dots (`ema_conv1_weight`): full names by wanted name."""
-    found: dict[str, dict[str, str]] = {}
-    averaged = [name for name in names if _AVERAGED.search(name)]
-    for joint in ("_", ""):
-        joined = {name.replace(".", joint): name for name in wanted}
-        longest = max(map(len, joined))
-        for full in averaged:
-            first = max(full.rfind(".") + 1, len(full) - longest, 1)
-            for start in range(first, len(full)):
-                if full[start:] in joined:
-                    found.setdefault(full[:start], {})[joined[full[start:]]] = full
-    return found
-
-
 def _below(
-    checkpoint: Checkpoint, network: Network, candidates: list[_Candidate], prefix: str
-) -> list[_Candidate]:
+    checkpoint: Checkpoint, network: Network, candidates: list[Candidate], prefix: str
+) -> list[Candidate]:
     """The candidates that a prefix of the user names: whole, or by its last parts."""
     wanted = prefix.rstrip(".")
     named = [c for c in candidates if c.prefix.rstrip(".") == wanted]
@@ -186,15 +107,15 @@ def _below(
         return named
     whole = f"{wanted}." if wanted else ""
     if not any(name.startswith(whole) for name in checkpoint.tensors):
-        known = ", ".join(c.shown for c in candidates) or ", ".join(_groups(checkpoint.tensors, ""))
+        known = ", ".join(c.shown for c in candidates) or ", ".join(count_groups(checkpoint.tensors, ""))
         raise ModelError(
             f"{checkpoint.path}: no tensor has a name that begins with {prefix!r}",
             f"leave out --prefix, or give one of these: {known}",
         )
-    return [_candidate(checkpoint, network, whole)]
+    return [candidate_below(checkpoint, network, whole)]
 
 
-def _completed(average: _Candidate, candidates: list[_Candidate]) -> _Candidate:
+def _completed(average: Candidate, candidates: list[Candidate]) -> Candidate:
     """Complete an average of the parameters alone with the network's own batch-norm statistics."""
     plain = [c for c in candidates if not c.averaged and not c.missing]
     absent = [name for name in average.missing if name.endswith(_STATISTICS) and name not in average.tensors]
@@ -209,27 +130,25 @@ def _completed(average: _Candidate, candidates: list[_Candidate]) -> _Candidate:
     )
 
 
-def _equal(first: _Candidate, second: _Candidate) -> bool:
-    """Whether two candidates have the same numbers."""
-    if first.averaged != second.averaged:
-        return False
-    for name, entry in first.tensors.items():
-        other = second.tensors.get(name)
-        if first.prefix + name not in first.taken or is_bookkeeping(name):
+def _equal(first: Candidate, second: Candidate, network: Network) -> bool:
+    """Whether two candidates have the same numbers for the network."""
+    for name in network.parameters:
+        if name in network.unused:
             continue
-        if other is None or entry.problem or other.problem or not np.array_equal(entry.read(), other.read()):
+        a, b = first.tensors[name], second.tensors[name]
+        if a.problem or b.problem or not np.array_equal(a.read(), b.read()):
             return False
     return True
 
 
-def _averages(checkpoint: Checkpoint, named: list[_Candidate], arch: str) -> list[_Candidate]:
+def _averages(checkpoint: Checkpoint, named: list[Candidate], arch: str) -> list[Candidate]:
     """The averages, none of which fits; ModelError if there are none."""
     found = [c for c in named if c.averaged]
     if found:
         return found
-    if objects := {key: kind for key, kind in checkpoint.objects.items() if _AVERAGED.search(key)}:
+    if objects := {key: kind for key, kind in checkpoint.objects.items() if is_average(key)}:
         raise object_error(replace(checkpoint, objects=objects))
-    groups = [name for name in _groups(checkpoint.tensors, "") if _AVERAGED.search(name)]
+    groups = [name for name in count_groups(checkpoint.tensors, "") if is_average(name)]
     others = f"; the tensors under {', '.join(groups)} do not have its names" if groups else ""
     plain = [c.shown for c in named if not c.missing]
     raise ModelError(
@@ -238,7 +157,7 @@ def _averages(checkpoint: Checkpoint, named: list[_Candidate], arch: str) -> lis
     )
 
 
-def _misfit(checkpoint: Checkpoint, network: Network, arch: str, named: list[_Candidate] | None) -> Selection:
+def _misfit(checkpoint: Checkpoint, network: Network, arch: str, named: list[Candidate] | None) -> Selection:
     """The tensors that an error should talk about: those below the prefix where any architecture fits best."""
     shard = _SHARD.search(checkpoint.path.name)
     if shard and checkpoint.format != "shards":
@@ -257,10 +176,10 @@ def _misfit(checkpoint: Checkpoint, network: Network, arch: str, named: list[_Ca
     else:
         counts: dict[str, int] = {}
         for known in ARCHITECTURES.values():
-            for prefix, names in _hits(checkpoint.tensors, known.network().parameters).items():
+            for prefix, names in find_names(checkpoint.tensors, known.network().parameters).items():
                 counts[prefix] = max(counts.get(prefix, 0), len(names))
         best = sorted(counts, key=lambda prefix: -counts[prefix])[:_TRIED]
-        tried = [_candidate(checkpoint, network, prefix) for prefix in dict.fromkeys([*best, ""])]
+        tried = [candidate_below(checkpoint, network, prefix) for prefix in dict.fromkeys([*best, ""])]
         scores = {c.prefix: _score(checkpoint, c, arch) for c in tried}
         chosen = min(tried, key=lambda c: (c.averaged, -scores[c.prefix]))
         if checkpoint.objects and not scores[chosen.prefix]:
@@ -269,14 +188,14 @@ def _misfit(checkpoint: Checkpoint, network: Network, arch: str, named: list[_Ca
     return Selection(chosen.prefix, _own(checkpoint, chosen, []))
 
 
-def _score(checkpoint: Checkpoint, candidate: _Candidate, arch: str) -> float:
+def _score(checkpoint: Checkpoint, candidate: Candidate, arch: str) -> float:
     """How well any architecture fits; the one that is wanted is preferred to a part of another."""
     shapes = {name: entry.shape for name, entry in _own(checkpoint, candidate, []).items()}
     fit = infer_architecture(shapes)
     return fit.score + 0.1 * (fit.name == arch) if fit else 0
 
 
-def _check_types(checkpoint: Checkpoint, network: Network, chosen: _Candidate) -> None:
+def _check_types(checkpoint: Checkpoint, network: Network, chosen: Candidate) -> None:
     problems = {
         name: chosen.tensors[name].problem
         for name in network.parameters
@@ -286,7 +205,7 @@ def _check_types(checkpoint: Checkpoint, network: Network, chosen: _Candidate) -
         raise unreadable(str(checkpoint.path), problems)
 
 
-def _own(checkpoint: Checkpoint, chosen: _Candidate, others: list[_Candidate]) -> dict[str, Entry]:
+def _own(checkpoint: Checkpoint, chosen: Candidate, others: list[Candidate]) -> dict[str, Entry]:
     """The candidate's tensors without those of other networks, of optimisers and of settings.
 
     What is in one dictionary with tensors of the network stays: it may be a layer that the architecture does not have.
@@ -310,7 +229,7 @@ def _root(prefix: str, above: str) -> str:
 
 
 def _summary(
-    checkpoint: Checkpoint, chosen: _Candidate, others: list[_Candidate], network: Network
+    checkpoint: Checkpoint, chosen: Candidate, others: list[Candidate], network: Network
 ) -> Iterator[str]:
     """What was taken and what was left out."""
     kind = ", EMA weights" if chosen.averaged else ""
@@ -325,7 +244,7 @@ def _summary(
         and not entry.is_object
         and not (name.startswith(chosen.prefix) and is_bookkeeping(name))
     ]
-    groups = _groups(left, chosen.prefix, [c.prefix for c in others])
+    groups = count_groups(left, chosen.prefix, [c.prefix for c in others])
     if groups:
         shown = [f"{name} ({size})" for name, size in list(groups.items())[:_LISTED]]
         more = f" and {len(groups) - _LISTED} more" if len(groups) > _LISTED else ""
@@ -338,16 +257,3 @@ def _summary(
             "mmcv and mmengine exchange the two on saving: the average is then under the plain names, and the tensors "
             "named ema are the weights of the last step"
         )
-
-
-def _groups(names: Iterable[str], prefix: str, others: Iterable[str] = ()) -> dict[str, int]:
-    """Count tensors by the other prefix that they are below, or the first part of their names that differs."""
-    parts = prefix.split(".")[:-1]
-    nested = [other for other in others if other.startswith(prefix)]
-    groups: dict[str, int] = {}
-    for name in names:
-        own = name.split(".")
-        same = next((i for i, (a, b) in enumerate(zip(parts, own, strict=False)) if a != b), len(parts))
-        group = next((p.rstrip(".") for p in nested if name.startswith(p)), ".".join(own[: same + 1]))
-        groups[group] = groups.get(group, 0) + 1
-    return groups

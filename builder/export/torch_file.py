@@ -284,10 +284,7 @@ def _open_legacy(path: Path) -> Iterator[TorchFile]:
     with path.open("rb") as file:
         first = _unpickle(file, path)
         if first.value != LEGACY_MAGIC:
-            keys = (
-                [key for key in first.value if isinstance(key, str)] if isinstance(first.value, dict) else []
-            )
-            raise name_pickle(path, keys, map(str, first.called))
+            raise name_pickle(path, first.value, map(str, first.called))
         _, system, main, storages = (_unpickle(file, path) for _ in range(4))
         places = _legacy_places(path, file, storages.value, main.references)
         big = isinstance(system.value, dict) and not system.value.get("little_endian", True)
