@@ -29,7 +29,7 @@ def test_the_summary_says_what_was_loaded(run: Any, tmp_path: Path) -> None:
     done = run(*words, "--weights", path, "--prefix", "absent")
     assert done.code == 1
     assert "'absent'" in done.err
-    assert "'state_dict.model.', 'ema.'" in done.err
+    assert "one of these: 'ema.', 'state_dict.model.'" in done.err
     done = run(*words, "--random", "--ema")
     assert done.code == 1
     assert "need a checkpoint" in done.err
