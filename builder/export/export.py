@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from centernet_trt._version import __version__
-from centernet_trt.builder.export.checkpoint import open_checkpoint
-from centernet_trt.builder.export.entries import Checkpoint, array_entries
+from centernet_trt.builder.export.files.checkpoint import open_checkpoint
+from centernet_trt.builder.export.files.entries import Checkpoint, array_entries
 from centernet_trt.builder.export.match import load_state_dict
 from centernet_trt.builder.export.network import Network
 from centernet_trt.builder.export.registry import ARCHITECTURES, INPUT, Architecture, architecture

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from centernet_trt.builder.export.entries import Entry
+from centernet_trt.builder.export.files.entries import Entry
 from centernet_trt.builder.export.network import Network
 from centernet_trt.builder.export.registry import ARCHITECTURES, Architecture
 from centernet_trt.builder.graph.edit import near_names

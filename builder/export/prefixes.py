@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from centernet_trt.builder.export.entries import Checkpoint, Entry
+from centernet_trt.builder.export.files.entries import Checkpoint, Entry
 from centernet_trt.builder.export.match import rename_offsets
 from centernet_trt.builder.export.network import Network
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from centernet_trt.builder.export.checkpoint import object_error
-from centernet_trt.builder.export.entries import Checkpoint, Entry, unreadable
+from centernet_trt.builder.export.files.checkpoint import object_error
+from centernet_trt.builder.export.files.entries import Checkpoint, Entry, unreadable
 from centernet_trt.builder.export.match import infer_architecture, is_bookkeeping
 from centernet_trt.builder.export.network import Network
 from centernet_trt.builder.export.prefixes import (

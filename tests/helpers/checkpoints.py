@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from centernet_trt.builder.export.checkpoint import open_checkpoint
+from centernet_trt.builder.export.files.checkpoint import open_checkpoint
 from centernet_trt.builder.export.network import Network
 from centernet_trt.builder.export.select import select_tensors
 from centernet_trt.errors import ModelError

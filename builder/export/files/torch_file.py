@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from centernet_trt.builder.export.other_formats import name_pickle
-from centernet_trt.builder.export.pickle_reader import Global, PersistentId, Pickle, read_pickle
+from centernet_trt.builder.export.files.other_formats import name_pickle
+from centernet_trt.builder.export.files.pickle_reader import Global, PersistentId, Pickle, read_pickle
 from centernet_trt.errors import ModelError
 
 __all__ = ["LEGACY_MAGIC", "StoredTensor", "TorchFile", "can_read", "open_torch", "open_zip"]

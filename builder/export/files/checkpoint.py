@@ -14,11 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
-from centernet_trt.builder.export.entries import Checkpoint, Entry, array_entries, unreadable
-from centernet_trt.builder.export.other_formats import HINT, name_archive, name_format
-from centernet_trt.builder.export.pickle_reader import Opaque, PersistentId
-from centernet_trt.builder.export.shards import open_shards
-from centernet_trt.builder.export.torch_file import StoredTensor, TorchFile, can_read, open_torch, open_zip
+from centernet_trt.builder.export.files.entries import Checkpoint, Entry, array_entries, unreadable
+from centernet_trt.builder.export.files.other_formats import HINT, name_archive, name_format
+from centernet_trt.builder.export.files.pickle_reader import Opaque, PersistentId
+from centernet_trt.builder.export.files.shards import open_shards
+from centernet_trt.builder.export.files.torch_file import (
+    StoredTensor,
+    TorchFile,
+    can_read,
+    open_torch,
+    open_zip,
+)
 from centernet_trt.errors import ModelError
 
 __all__ = ["looks_like_safetensors", "open_checkpoint", "read_safetensors"]

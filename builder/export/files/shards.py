@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from centernet_trt.builder.export.entries import Checkpoint, Entry
+from centernet_trt.builder.export.files.entries import Checkpoint, Entry
 from centernet_trt.errors import ModelError
 
 __all__ = ["open_shards"]
