@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from centernet_trt.cli.console import out, show_note
+from centernet_trt.cli.console import out, show_lines, show_note
 from centernet_trt.errors import InputError
 
 
@@ -24,7 +24,9 @@ def export_command(
     arch: Annotated[str, typer.Option(help="Name of the architecture; `--arch list` lists them.")],
     weights: Annotated[
         Path | None,
-        typer.Option(help="The checkpoint: .pth, .safetensors or .npz. Nothing in it is executed."),
+        typer.Option(
+            help="The checkpoint: .pth, .safetensors, .npz or the index of shards. Nothing in it is executed."
+        ),
     ] = None,
     random: Annotated[
         bool, typer.Option("--random", help="Use random weights, the same every time, to try a build.")
@@ -49,6 +51,14 @@ def export_command(
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Fold batch norm into the convolutions.")
     ] = False,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="What the names of the network's tensors begin with, such as `state_dict.model.`.",
+            show_default="found",
+        ),
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights (EMA).")] = False,
     strict: Annotated[
         bool, typer.Option("--strict/--no-strict", help="Reject tensors that the network does not have.")
     ] = True,
@@ -67,7 +77,10 @@ def export_command(
             f"expected one of --weights and --random, got {'both' if random else 'neither'}",
             "give the checkpoint with --weights FILE, or try a build with --random",
         )
+    if random and (ema or prefix is not None):
+        raise InputError("--prefix and --ema need a checkpoint, got --random", "give it with --weights FILE")
     chosen = architecture(arch)
+    summary: list[str] = []
     model = export_model(
         arch,
         weights,
@@ -76,11 +89,15 @@ def export_command(
         head_conv=head_conv,
         fold_bn=fold_bn,
         strict=strict,
+        prefix=prefix,
+        ema=ema,
+        report=summary.append,
     )
     path = output or Path(f"{chosen.name}.onnx")
     written = save_model(model, path)
     if random:
         show_note("random weights: the model builds and runs, but its detections mean nothing")
+    show_lines(summary)
     size = sum(part.stat().st_size for part in written) / 1e6
     beside = "".join(f" (its weights are in {part.name})" for part in written[1:])
     out.print(f"{path}: {size:.1f} MB{beside}; next: centernet-trt build {path}", highlight=False)

@@ -1,7 +1,7 @@
 """Export a checkpoint as an ONNX graph."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from centernet_trt._version import __version__
-from centernet_trt.builder.export.checkpoint import read_checkpoint
+from centernet_trt.builder.export.files.checkpoint import open_checkpoint
+from centernet_trt.builder.export.files.entries import Checkpoint, array_entries
 from centernet_trt.builder.export.match import load_state_dict
 from centernet_trt.builder.export.network import Network
 from centernet_trt.builder.export.registry import ARCHITECTURES, INPUT, Architecture, architecture
+from centernet_trt.builder.export.select import select_tensors
 from centernet_trt.builder.graph.edit import IR_VERSION, OPSET
 from centernet_trt.builder.graph.shapes import check
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
@@ -37,6 +39,9 @@ def export_model(
     head_conv: int | None = None,
     fold_bn: bool = False,
     strict: bool = True,
+    prefix: str | None = None,
+    ema: bool = False,
+    report: Callable[[str], None] | None = None,
 ) -> ModelProto:
     """Export a CenterNet of a public architecture as an ONNX model of opset 19.
 
@@ -44,14 +49,19 @@ def export_model(
 
     Args:
         arch: one of `architecture_names()`, or an alias.
-        weights: a checkpoint file (.pth, .safetensors, .npz), tensors by checkpoint name, or None for random weights
-            (always the same), to try a build with.
+        weights: a checkpoint file (.pth, .safetensors, .npz, the index of safetensors in shards), tensors by checkpoint
+            name, or None for random weights (always the same), to try a build with.
         classes: channels of the heatmap.
         heads: channels of further outputs, such as {"hps": 34}; they follow the architecture's own. 0 removes an
             output of the official networks, such as {"reg": 0} for a network trained without offsets.
         head_conv: width inside the heads, in channels; None for the architecture's default.
         fold_bn: fold batch normalisation into the convolutions.
-        strict: refuse tensors that the network has no parameter for; otherwise they are ignored.
+        strict: refuse tensors that the network has no parameter for; otherwise they are ignored. Those of optimisers
+            and of other networks in the file are left out in any case.
+        prefix: what the names of the network's tensors begin with, keys of dictionaries included, such as
+            "state_dict.model."; its last parts suffice. None to find it: the network must then fit below one only.
+        ema: take the averaged weights (EMA) of the checkpoint.
+        report: called with each line that says which weights were taken and what was left out.
 
     Returns:
         The model. Input `input`: (batch, 3, height, width) float32, sides multiples of 32 (Hourglass: 128). Outputs
@@ -61,21 +71,30 @@ def export_model(
 
     Raises:
         ModelError: unknown architecture; a checkpoint that cannot be read or does not fit. Every missing, extra and
-            misshaped tensor is listed, with the architecture that fits best or the options that would fit.
+            misshaped tensor is listed, with the architecture that fits best or the options that would fit. Also if
+            several sets of tensors fit: their prefixes are listed.
     """
     chosen = architecture(arch)
     network = chosen.network(classes, heads, head_conv)
     if weights is None:
         source, values = "random", random_weights(network.parameters)
-    elif isinstance(weights, Mapping):
-        source, tensors = "tensors given by the caller", weights
-        values = load_state_dict(chosen, network, tensors, where="the given weights", strict=strict)
     else:
-        path = Path(weights)
-        source = path.name
-        values = load_state_dict(
-            chosen, network, read_checkpoint(path).tensors, where=str(path), strict=strict
-        )
+
+        def load(checkpoint: Checkpoint, name: str) -> tuple[str, dict[str, Array]]:
+            found = select_tensors(checkpoint, network, chosen.name, prefix=prefix, averaged=ema)
+            if report:
+                for line in found.summary:
+                    report(line)
+            below = f" (prefix {found.prefix})" if found.prefix else ""
+            where = f"{checkpoint.path}{below}"
+            return name + below, load_state_dict(chosen, network, found.tensors, where=where, strict=strict)
+
+        if isinstance(weights, Mapping):
+            given = Checkpoint(Path("the given weights"), "arrays", array_entries(weights))
+            source, values = load(given, "tensors given by the caller")
+        else:
+            with open_checkpoint(Path(weights)) as checkpoint:
+                source, values = load(checkpoint, Path(weights).name)
     model = _model(chosen, network, values, source)
     if fold_bn:
         model = fold_batch_norm(model)

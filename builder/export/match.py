@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from centernet_trt.builder.export.files.entries import Entry
 from centernet_trt.builder.export.network import Network
 from centernet_trt.builder.export.registry import ARCHITECTURES, Architecture
 from centernet_trt.builder.graph.edit import near_names
 from centernet_trt.errors import ModelError
 
 __all__ = [
+    "Fit",
     "Options",
     "Shapes",
     "build_network",
@@ -22,7 +24,6 @@ __all__ = [
     "is_bookkeeping",
     "load_state_dict",
     "rename_offsets",
-    "tensor_shapes",
 ]
 
 Array = NDArray[Any]
@@ -61,23 +62,27 @@ class Options:
         return " ".join(words)
 
 
-def tensor_shapes(tensors: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name."""
-    return {name: tuple(np.shape(value)) for name, value in tensors.items()}
-
-
 def is_bookkeeping(name: str) -> bool:
     """Whether a tensor only counts training steps."""
     return name.endswith(_BOOKKEEPING)
 
 
-def infer_architecture(shapes: Shapes) -> tuple[str, int, int] | None:
-    """Return the architecture that fits best: its name, how many of its tensors fit, of how many; None if few fit.
+class Fit(NamedTuple):
+    """How well a checkpoint fits an architecture: `hits` of its `size` tensors; `score` is 1 for a perfect fit."""
+
+    score: float
+    name: str
+    hits: int
+    size: int
+
+
+def infer_architecture(shapes: Shapes) -> Fit | None:
+    """Return the architecture that fits best; None if few tensors fit.
 
     Names and shapes count. The heads are compared with the options of the checkpoint itself, so that the number of
     classes does not matter.
     """
-    best: tuple[float, str, int, int] | None = None
+    best = Fit(0, "", 0, 0)
     for arch in ARCHITECTURES.values():
         options = infer_options(arch, shapes)
         network = arch.network() if options is None else build_network(arch, options)
@@ -86,11 +91,9 @@ def infer_architecture(shapes: Shapes) -> tuple[str, int, int] | None:
         hits = sum(given.get(name) == shape for name, shape in wanted.items())
         known = sum(not is_bookkeeping(name) for name in given)
         score = 2 * hits / (len(wanted) + known)
-        if best is None or score > best[0]:
-            best = score, arch.name, hits, len(wanted)
-    if best is None or best[0] < 0.3:
-        return None
-    return best[1:]
+        if score > best.score:
+            best = Fit(score, arch.name, hits, len(wanted))
+    return best if best.score >= 0.3 else None
 
 
 def infer_options(arch: Architecture, shapes: Shapes) -> Options | None:
@@ -155,14 +158,15 @@ def rename_offsets(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> dic
 
 
 def load_state_dict(
-    arch: Architecture, network: Network, tensors: Mapping[str, Array], *, where: str, strict: bool = True
+    arch: Architecture, network: Network, tensors: Mapping[str, Entry], *, where: str, strict: bool = True
 ) -> dict[str, Array]:
     """Match the tensors of a checkpoint with the parameters of a network.
 
     Args:
         arch: architecture of the network.
         network: from `arch.network`.
-        tensors: by checkpoint name; float types are converted, offset layers may have any of their public names.
+        tensors: by checkpoint name; float types are converted, offset layers may have any of their public names. Those
+            that the graph reads are read.
         where: names the checkpoint in errors.
         strict: refuse tensors that the network has no parameter for.
 
@@ -170,11 +174,12 @@ def load_state_dict(
         The float32 value of every parameter that the graph reads.
 
     Raises:
-        ModelError: missing, extra or misshaped tensors, each listed; values that are not finite, or negative variances.
+        ModelError: missing, extra or misshaped tensors, each listed; integers; values that are not finite, or negative
+            variances.
     """
     wanted = network.parameters
     given = rename_offsets(tensors, wanted)
-    shapes = tensor_shapes(given)
+    shapes = {name: entry.shape for name, entry in given.items()}
     misfit = Misfit(
         missing=[name for name in wanted if name not in given and name not in network.unused],
         misshaped=[name for name in wanted if name in given and shapes[name] != wanted[name]],
@@ -185,9 +190,7 @@ def load_state_dict(
         raise ModelError(
             f"{where}: expected the tensors of {arch.name}:\n{listed}", _advice(arch, network, shapes, misfit)
         )
-    values = {
-        name: np.ascontiguousarray(given[name], np.float32) for name in wanted if name not in network.unused
-    }
+    values = {name: _as_float(name, given[name], where) for name in wanted if name not in network.unused}
     _check_values(values, where)
     return values
 
@@ -249,7 +252,7 @@ def _advice(
     fit = infer_architecture(shapes)
     if fit is None:
         return f"the checkpoint fits none of {', '.join(ARCHITECTURES)}"
-    best, hits, count = fit
+    _, best, hits, count = fit
     if _backbone_alone(network, misfit):
         return (
             "it holds only the backbone, as ImageNet weights do: give the checkpoint of a trained CenterNet"
@@ -284,6 +287,17 @@ def _backbone_alone(network: Network, misfit: Misfit) -> bool:
     behind = [name for name in network.parameters if name.startswith((*_BEHIND_BACKBONE, *heads))]
     needed = [name for name in behind if name not in network.unused]
     return not misfit.misshaped and bool(needed) and set(misfit.missing) == set(needed)
+
+
+def _as_float(name: str, entry: Entry, where: str) -> Array:
+    value = entry.read()
+    if not np.issubdtype(value.dtype, np.floating):
+        # Integers are weights only together with a scale, which no state_dict of these networks has.
+        raise ModelError(
+            f"{where}: tensor {name!r} has type {value.dtype}, expected floating point; integers are quantised weights",
+            "give the weights before quantisation",
+        )
+    return np.ascontiguousarray(value, np.float32)
 
 
 def _check_values(values: Mapping[str, Array], where: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from centernet_trt.builder.export.checkpoint import read_checkpoint
+from centernet_trt.builder.export.files.checkpoint import open_checkpoint
+from centernet_trt.builder.export.network import Network
+from centernet_trt.builder.export.select import select_tensors
 from centernet_trt.errors import ModelError
 from helpers.pth_writer import Part, tensor, write_legacy, write_pth
 
@@ -36,6 +39,45 @@ def equal(found: dict[str, Array], wanted: dict[str, Array]) -> None:
     for name, value in wanted.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
         assert found[name].shape == value.shape, name
+
+
+@dataclass
+class Read:
+    """What a checkpoint with one set of tensors has; `folder` is the dictionary that they are in."""
+
+    tensors: dict[str, Array]
+    format: str
+    folder: str
+
+
+def read_checkpoint(path: Path) -> Read:
+    """All tensors, which are in one dictionary."""
+    with open_checkpoint(path) as checkpoint:
+        entries = {name: entry for name, entry in checkpoint.tensors.items() if not entry.is_object}
+        (folder,) = {entry.folder for entry in entries.values()}
+        tensors = {name.removeprefix(folder): entry.read() for name, entry in entries.items()}
+    for name, entry in entries.items():
+        assert entry.problem or tensors[name.removeprefix(folder)].shape == entry.shape, name
+    return Read(tensors, checkpoint.format, folder)
+
+
+@dataclass
+class Selected:
+    """What a network takes from a checkpoint."""
+
+    tensors: dict[str, Array]
+    prefix: str
+    summary: str
+
+
+def select(path: Path, wanted: dict[str, Array], **options: Any) -> Selected:
+    """Take the tensors of a network that has parameters of these names and shapes."""
+    network = Network()
+    network._parameters.update({name: value.shape for name, value in wanted.items()})
+    with open_checkpoint(path) as checkpoint:
+        found = select_tensors(checkpoint, network, "tiny", **options)
+        tensors = {name: entry.read() for name, entry in found.tensors.items()}
+    return Selected(tensors, found.prefix, "\n".join(found.summary))
 
 
 def bf16(value: Array) -> Array:

@@ -126,6 +126,61 @@ def test_what_public_checkpoints_hold_beside_the_network() -> None:
     assert "base.fc.weight" not in constants(model)
 
 
+def test_the_weights_taken_are_reported_and_recorded(tmp_path: Path, res_18: dict[str, Array]) -> None:
+    average = {name: value * np.float32(1.5) for name, value in res_18.items()}
+    saved = {
+        key: {f"net.{name}": tensor(value) for name, value in values.items()}
+        for key, values in (("state_dict", res_18), ("state_dict_ema", average))
+    }
+    path = write_pth(tmp_path / "a.ckpt", {**saved, "loss": {"weight": tensor(np.ones(2, np.float32))}})
+    for ema, prefix, wanted in ((False, "state_dict.net.", res_18), (True, "state_dict_ema.net.", average)):
+        lines: list[str] = []
+        model = export_model("res_18", path, ema=ema, report=lines.append)
+        found = constants(model)
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(found[name], value)
+        assert lines[0].startswith(f"weights: {len(res_18)} tensors under '{prefix}' of a.ckpt")
+        assert ("EMA" in lines[0]) == ema
+        assert "loss (1)" in lines[1]
+        notes = {prop.key: prop.value for prop in model.metadata_props}
+        assert notes["centernet_trt.weights"] == f"a.ckpt (prefix {prefix})"
+
+
+@pytest.mark.parametrize("name", ["mmdet_r18_dcnv2", "dla_34"])
+def test_prefixes_of_networks_with_offset_layers_of_other_names(name: str) -> None:
+    values = weights(name)
+    other = ".conv_offset." if name == "dla_34" else ".conv_offset_mask."
+    used = ".conv_offset_mask." if name == "dla_34" else ".conv_offset."
+    renamed = {f"detector.{key.replace(used, other)}": value for key, value in values.items()}
+    assert any(other in key for key in renamed)
+    found = constants(export_model(name, renamed))
+    assert all(np.array_equal(found[key], values[key]) for key in found if key in values)
+    # Two copies that differ in one offset layer are not the same.
+    key = next(key for key in values if used in key)
+    changed = {**values, key: values[key] + 1}
+    refused(name, {**renamed, **{f"b.{k}": v for k, v in changed.items()}}, "2 sets of tensors fit")
+
+
+def test_a_prefix_does_not_hide_the_advice(tmp_path: Path) -> None:
+    values = {f"net.{name}": value for name, value in weights("res_18", classes=20).items()}
+    values["loss.weight"] = np.ones(3, np.float32)
+    found = refused("res_18", values, "(prefix net.)", "2 misshaped")
+    assert found.hint.endswith("pass --classes 20")
+    assert constants(export_model("res_18", values, classes=20))
+    values = {f"net.{name}": value for name, value in weights("dla_34").items()}
+    assert "fits dla_34 best" in refused("res_18", values, "(prefix net.)").hint
+    average = {"model": weights("res_18", classes=20), "ema": weights("res_18", classes=20, seed=1)}
+    flat = {f"{key}.{name}": value for key, given in average.items() for name, value in given.items()}
+    assert refused("res_18", flat, "(prefix ema.)", ema=True).hint.endswith("pass --classes 20")
+
+
+def test_integers_are_no_weights(res_18: dict[str, Array]) -> None:
+    quantised = (res_18["conv1.weight"] * 50).astype(np.int8)
+    refused(
+        "res_18", {**res_18, "conv1.weight": quantised}, "'conv1.weight' has type int8, expected floating"
+    )
+
+
 # Misfits -----------------------------------------------------------------------------------------------------------
 
 

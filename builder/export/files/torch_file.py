@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from centernet_trt.builder.export.pickle_reader import Global, PersistentId, Pickle, read_pickle
+from centernet_trt.builder.export.files.other_formats import name_pickle
+from centernet_trt.builder.export.files.pickle_reader import Global, PersistentId, Pickle, read_pickle
 from centernet_trt.errors import ModelError
 
-__all__ = ["LEGACY_MAGIC", "StoredTensor", "TorchFile", "open_torch", "open_zip"]
+__all__ = ["LEGACY_MAGIC", "StoredTensor", "TorchFile", "can_read", "open_torch", "open_zip"]
 
 Array = NDArray[Any]
 
@@ -28,6 +29,8 @@ _DTYPES = {
     "float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "bf16", "int64": "i8", "int32": "i4",
     "int16": "i2", "int8": "i1", "uint8": "u1", "bool": "?",
 }  # fmt: skip
+# Types that cannot be read, but that may come before others in a legacy file: bytes of an element.
+_OTHER_SIZES = {"ComplexDouble": 16, "ComplexFloat": 8, "QInt32": 4, "QInt8": 1, "QUInt8": 1}
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,19 @@ def _dtype_name(kind: Any) -> str:
 
 
 def item_size(dtype: str) -> int:
-    """Bytes of one element; ModelError for types that cannot be read."""
+    """Bytes of one element; ModelError for types of unknown size."""
+    if dtype in _OTHER_SIZES:
+        return _OTHER_SIZES[dtype]
     return 2 if dtype == "bf16" else np.dtype(_numpy_name(dtype)).itemsize
 
 
+def can_read(dtype: str) -> bool:
+    """Whether tensors of this type can be read."""
+    return dtype in _DTYPES.values()
+
+
 def _numpy_name(dtype: str) -> str:
-    if dtype not in _DTYPES.values():
+    if not can_read(dtype):
         raise ModelError(
             f"a tensor of type {dtype or 'unknown'} cannot be read",
             "convert the weights to float32 before saving",
@@ -272,14 +282,11 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
 @contextmanager
 def _open_legacy(path: Path) -> Iterator[TorchFile]:
     with path.open("rb") as file:
-        magic = _unpickle(file, path).value
-        if magic != LEGACY_MAGIC:
-            raise ModelError(
-                f"{path} is a Python pickle, but not one of torch.save",
-                "save the weights with torch.save(model.state_dict(), path)",
-            )
-        _, system, main, keys = (_unpickle(file, path) for _ in range(4))
-        places = _legacy_places(path, file, keys.value, main.references)
+        first = _unpickle(file, path)
+        if first.value != LEGACY_MAGIC:
+            raise name_pickle(path, first.value, map(str, first.called))
+        _, system, main, storages = (_unpickle(file, path) for _ in range(4))
+        places = _legacy_places(path, file, storages.value, main.references)
         big = isinstance(system.value, dict) and not system.value.get("little_endian", True)
 
         @lru_cache(maxsize=1)

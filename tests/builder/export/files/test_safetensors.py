@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.checkpoints import bf16, equal, refused, save_safetensors, weights
-
-from centernet_trt.builder.export.checkpoint import read_checkpoint
+from helpers.checkpoints import bf16, equal, read_checkpoint, refused, save_safetensors, select, weights
 
 
 def test_safetensors(tmp_path: Path) -> None:
     values = weights()
     kinds = {"float32": "F32", "int64": "I64"}
     stored = {f"module.{name}": (kinds[value.dtype.name], value) for name, value in values.items()}
-    checkpoint = read_checkpoint(save_safetensors(tmp_path / "a.safetensors", stored))
-    equal(checkpoint.tensors, values)
+    path = save_safetensors(tmp_path / "a.safetensors", stored)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.tensors.keys() == stored.keys()
+    equal(select(path, values).tensors, values)
     assert checkpoint.format == "safetensors"
 
 
@@ -69,9 +69,9 @@ def test_truncated_safetensors(tmp_path: Path) -> None:
         ({"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}, "tensor 'w' of shape"),
         ({"dtype": "F32", "shape": [0] * 100, "data_offsets": [0, 0]}, "tensor 'w' of shape"),
         ({"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}, "invalid offset for tensor `w`"),
-        ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "'w' has type F8_E4M3"),
-        ({"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}, "'w' has type F4"),
-        ({"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}, "'w' has type C64"),
+        ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "'w' (type F8_E4M3)"),
+        ({"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}, "'w' (type F4)"),
+        ({"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}, "'w' (type C64)"),
         ({"dtype": "F31", "shape": [1], "data_offsets": [0, 4]}, "unknown variant `F31`"),
         ({"dtype": "F32", "shape": [1]}, "missing field `data_offsets`"),
         ([], "invalid length 0"),

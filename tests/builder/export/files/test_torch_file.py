@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.checkpoints import BOTH, Write, bf16, equal, parts, refused, weights
+from helpers.checkpoints import BOTH, Write, bf16, equal, parts, read_checkpoint, refused, weights
 from helpers.pth_writer import Parameter, Part, Raw, call, tensor, write_pth
-
-from centernet_trt.builder.export.checkpoint import read_checkpoint
 
 
 @BOTH

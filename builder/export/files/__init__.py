@@ -1,0 +1,1 @@
+"""Files of checkpoints: their formats, read as data."""
