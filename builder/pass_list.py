@@ -1,10 +1,7 @@
-"""List the passes of a build: PASSES, and the Preparation that they work on."""
+"""List the passes of a build: PASSES."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 
 from onnx import ModelProto
 
@@ -15,7 +12,6 @@ from centernet_trt.builder.calibration.fp16_ranges import (
     nodes_of_heads,
     underflow_notes,
 )
-from centernet_trt.builder.calibration.images import CalibrationImages
 from centernet_trt.builder.calibration.limits import LEAST_F1, check_limits, compare_on_images
 from centernet_trt.builder.graph.compare import HeadError, check_dynamic_batch
 from centernet_trt.builder.graph.edit import main_opset
@@ -23,9 +19,8 @@ from centernet_trt.builder.graph.io import further_inputs, keep_heads, make_dyna
 from centernet_trt.builder.graph.load import upgrade
 from centernet_trt.builder.graph.shapes import refresh_shapes
 from centernet_trt.builder.graph.source_comparison import batch_check_shape, compare_with_source, input_values
-from centernet_trt.builder.int8.quantise import Int8Result, make_int8
-from centernet_trt.builder.int8.validate import Measured, measure
-from centernet_trt.builder.options import BuildOptions
+from centernet_trt.builder.int8.quantise import make_int8
+from centernet_trt.builder.int8.validate import measure
 from centernet_trt.builder.passes.batch_norm import fold_batch_norm
 from centernet_trt.builder.passes.branches import check_control_flow, inline_constant_branches
 from centernet_trt.builder.passes.deform_conv import has_deform_conv, standardise_deform_conv
@@ -35,16 +30,12 @@ from centernet_trt.builder.passes.fp16 import to_fp16
 from centernet_trt.builder.passes.fp16_rules import require_nodes
 from centernet_trt.builder.passes.fp32 import holds_fp16, to_fp32
 from centernet_trt.builder.passes.qdq import carries_quantisation, repair_quantised
-from centernet_trt.builder.progress import BuildReporter
+from centernet_trt.builder.preparation import Pass, Preparation
 from centernet_trt.builder.source import read_original
 from centernet_trt.errors import BackendError, InputError, ModelError, SpecError
-from centernet_trt.runtime.manifest import PassRecord, ProfileRecord
-from centernet_trt.runtime.spec import FixedSize, ModelSpec
+from centernet_trt.runtime.spec import ModelSpec
 
-__all__ = ["PASSES", "Pass", "Preparation", "SpecFinder"]
-
-SpecFinder = Callable[[ModelProto], ModelSpec]
-"""Finds the spec of a source graph, as `guess_spec(graph).require_spec()` does."""
+__all__ = ["PASSES"]
 
 RANGE_CHECK_WORK = 3e11
 """Multiply-adds that fp16's range check may cost with images that the user did not choose: some dozen seconds of one core."""
@@ -52,77 +43,6 @@ RANGE_CHECK_WORK = 3e11
 LIMIT_CHECK_IMAGES = 4
 LIMIT_CHECK_WORK = 6e10
 """Images that the limits are checked on, and multiply-adds that they may cost: some seconds of two cores."""
-
-
-@dataclass
-class Preparation:
-    """The state that passes work on.
-
-    Every pass makes a graph of its own; replacing `model` frees the one before, which can be hundreds of megabytes.
-    """
-
-    path: Path
-    given_spec: ModelSpec | SpecFinder
-    options: BuildOptions
-    images: CalibrationImages | None
-    lower_deform_conv: bool
-    reporter: BuildReporter
-    model: ModelProto = field(default_factory=ModelProto)
-    source: ModelProto = field(
-        init=False
-    )  # what the result is compared with: cut at the heads, no pass has changed it
-    original: ModelProto | None = None  # the file's graph, if `load` rewrote it
-    spec: ModelSpec = field(init=False)
-    profiles: tuple[ProfileRecord, ...] = field(init=False)
-    differences: dict[str, HeadError] = field(init=False)
-    kept_fp32: dict[str, str] = field(default_factory=dict)
-    int8: Int8Result | None = None
-    measured: Measured | None = None
-    records: list[PassRecord] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def input_name(self) -> str:
-        """Name of the image input."""
-        return self.spec.input.name or ""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) that the first profile is tuned for."""
-        return self.profiles[0].height.opt, self.profiles[0].width.opt
-
-    @property
-    def fixed_size(self) -> FixedSize | None:
-        """The input size, if the spec fixes it."""
-        size = self.spec.input.size
-        return size if isinstance(size, FixedSize) else None
-
-    def progress(self, name: str) -> Callable[[int, int], None]:
-        """A callback for (done, total) of a pass."""
-        return partial(self.reporter.step, name)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A row of the pass list.
-
-    Attributes:
-        name: as in the manifest.
-        what: what it does, for the documentation.
-        run: does it; replaces `Preparation.model` or notes what it found.
-        when: the condition in words; empty for a pass that always runs.
-        applies: the condition.
-        repeat_from: name of the pass to go on with afterwards; empty for the next one.
-        recorded: whether it has a row in the manifest.
-    """
-
-    name: str
-    what: str
-    run: Callable[[Preparation], None]
-    when: str = ""
-    applies: Callable[[Preparation], bool] = lambda _: True
-    repeat_from: str = ""
-    recorded: bool = True
 
 
 def _load(state: Preparation) -> None:

@@ -11,7 +11,8 @@ from centernet_trt.builder.graph.source_comparison import comparison_records, he
 from centernet_trt.builder.int8.quantise import Int8Result
 from centernet_trt.builder.int8.validate import Measured
 from centernet_trt.builder.options import BuildOptions
-from centernet_trt.builder.pass_list import PASSES, Pass, Preparation, SpecFinder
+from centernet_trt.builder.pass_list import PASSES
+from centernet_trt.builder.preparation import Pass, Preparation, SpecFinder
 from centernet_trt.builder.progress import BuildReporter, Silence, peak_memory
 from centernet_trt.runtime.manifest import HeadComparison, PassRecord, ProfileRecord, TensorRecord, TensorType
 from centernet_trt.runtime.spec import ModelSpec

@@ -50,7 +50,7 @@ LAYERS = {
     "builder": [
         {"__init__"},
         {"build", "recipe", "self_check"},
-        {"prepare", "pass_list", "options", "source"},
+        {"prepare", "pass_list", "preparation", "options", "source"},
         {"export", "fetch", "guess", "trt", "int8"},
         {"passes"},
         {"calibration"},

@@ -8,7 +8,8 @@ from helpers.tiny_centernet import save_tiny_model, tiny_spec
 from onnx import ModelProto
 
 from centernet_trt.builder.options import BuildOptions
-from centernet_trt.builder.pass_list import PASSES, Pass, Preparation
+from centernet_trt.builder.pass_list import PASSES
+from centernet_trt.builder.preparation import Pass, Preparation
 from centernet_trt.builder.prepare import describe_passes, prepare, run_passes
 from centernet_trt.builder.progress import Silence
 from centernet_trt.runtime.manifest import ShapeRange
