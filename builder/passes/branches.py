@@ -121,7 +121,7 @@ def _branch_nodes(
     outputs = [value.name for value in branch.output]
     computed = {name for node in branch.node for name in node.output}
     renames = {name: g.fresh_name(f"{outer.name}/{name}", taken) for name in own}
-    identities = []
+    identities: list[tuple[str, str]] = []
     for inner, name in zip(outputs, outer.output, strict=True):
         if inner in computed and outputs.count(inner) == 1:
             renames[inner] = name

@@ -148,13 +148,13 @@ def _loses(values: NDArray[np.float32], *, single: bool) -> bool:
     """Whether rounding to fp16 takes more than `_LOSS` of the magnitudes: of any, or of all together."""
     if not single and values.size and float(values @ values) >= _SAFE_RMS**2 * values.size:
         return False  # also if the sum overflows
-    values = values[(values > 0) & (values <= np.finfo(np.float16).max)].astype(np.float64)
-    if not values.size:
+    kept = values[(values > 0) & (values <= np.finfo(np.float16).max)].astype(np.float64)
+    if not kept.size:
         return False
-    lost = np.abs(values - values.astype(np.float16))
+    lost = np.abs(kept - kept.astype(np.float16))
     if single:
-        return bool((lost > _LOSS * values).any())
-    return float(np.linalg.norm(lost)) > _LOSS * float(np.linalg.norm(values))
+        return bool((lost > _LOSS * kept).any())
+    return float(np.linalg.norm(lost)) > _LOSS * float(np.linalg.norm(kept))
 
 
 def _rounded(value: float) -> float:

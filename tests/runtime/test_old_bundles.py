@@ -27,6 +27,8 @@ def test_the_manifest_is_still_read(precision: str) -> None:
     new = json.loads(manifest.to_json())
     assert old.pop("accuracy") == []
     assert new.pop("accuracy", []) == []
+    if precision == "int8":  # a key that is newer than the bundle, whose network has no further heads
+        assert new["calibration"].pop("agreement_heads") == {}
     assert new == old
 
 
